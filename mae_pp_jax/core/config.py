@@ -1,0 +1,259 @@
+"""Configs: an `ml_collections.ConfigDict` from a file becomes one frozen dataclass, with every key declared once.
+
+A key is a dataclass field made by `key(default, doc, …)`: its default, type, permitted values and one-line
+documentation stand in one place. `resolve` lays a config file and `--config.x.y=value` overrides over the defaults;
+an unknown key, a wrong type or a value out of range is a `UserError` that names the key and the nearest known one.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from mae_pp_jax.core.errors import UserError
+
+REQUIRED = object()  # the default of a key that a config must set
+
+
+def key(default: Any = REQUIRED, doc: str = "", *, choices=None, low=None, high=None, restart: bool = False):
+    """Declares one config key.
+
+    Args:
+      default: the one default of the key; `REQUIRED` when a config must set it.
+      doc: one line of documentation, shown by `--help`.
+      choices: permitted values, if they are few.
+      low: smallest permitted number.
+      high: largest permitted number.
+      restart: whether a resumed run may use another value than the run was started with (mesh, logging, profiling);
+        any other difference would make the resumed run another experiment and is refused.
+    """
+    metadata = dict(doc=doc, choices=choices, low=low, high=high, restart=restart)
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata, kw_only=True)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=True)
+
+
+def section(cls: type, doc: str = "", *, restart: bool = False, **defaults):
+    """Declares a nested group of keys; `defaults` replace the defaults of `cls` for this use of it."""
+    return dataclasses.field(
+        default_factory=lambda: cls(**defaults), metadata=dict(doc=doc, restart=restart, defaults=defaults), kw_only=True
+    )
+
+
+def load_file(spec: str) -> dict:
+    """Runs `get_config(**arguments)` of a config file and returns its keys as a plain nested dict.
+
+    Args:
+      spec: `path/to/file.py` or `path/to/file.py:size=L/16,flag`. Arguments are keyword arguments of the file's
+        `get_config`, converted to the types of their defaults; a bare name means True.
+
+    Raises:
+      UserError: no such file, an error in it, or an argument that its `get_config` does not take.
+    """
+    name, _, arguments = spec.partition(".py:")
+    path = pathlib.Path(name + ".py" if arguments and not name.endswith(".py") else name)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
+        raise UserError(f"--config: no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        loader = importlib.util.spec_from_file_location("config_" + path.stem, path)
+        module = importlib.util.module_from_spec(loader)
+        loader.loader.exec_module(module)
+        get_config = module.get_config
+    except Exception as error:  # whatever a user's file raises becomes one line
+        raise UserError(f"--config: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    known = {p.name: p.default for p in inspect.signature(get_config).parameters.values()}
+    kwargs = {}
+    for part in filter(None, arguments.split(",")):
+        arg, has_value, text = part.partition("=")
+        if arg not in known:
+            raise UserError(f"--config: {path} takes no argument '{arg}'{_nearest(arg, known)}")
+        kwargs[arg] = _convert(text if has_value else "true", type(known[arg]), f"argument {arg} of {path}", {})
+    try:
+        config = get_config(**kwargs)
+    except ValueError as error:
+        raise UserError(f"--config: {path}: {error}") from error
+    return _plain(config)
+
+
+def resolve(schema: type, mapping: Mapping, overrides: Mapping[str, str] | None = None):
+    """Builds a frozen `schema` from its defaults, `mapping` and textual overrides, in that order.
+
+    Args:
+      schema: a frozen dataclass whose fields were made by `key` and `section`.
+      mapping: nested dict of values, as a config file gives it.
+      overrides: dotted key → text, as `--config.a.b=text` gives it.
+
+    Raises:
+      UserError: unknown key, wrong type, value not permitted, required key absent.
+    """
+    mapping = _plain(mapping)
+    for dotted, text in (overrides or {}).items():
+        _override(schema, mapping, dotted, text)
+    return _build(schema, mapping, "config", {})
+
+
+def to_dict(config) -> dict:
+    """A resolved config as a nested dict of JSON types; `resolve` of it gives an equal config."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, restart: bool = False) -> list[str]:
+    """Lines `key: old → new` for every key whose value differs and which a restart may not change."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    lines = []
+    for name in sorted(set(old) | set(new)):
+        field = fields.get(name)
+        may_change = restart or (field is not None and field.metadata.get("restart", False))
+        a, b = old.get(name), new.get(name)
+        if field is not None and dataclasses.is_dataclass(field.type) and isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(field.type, a, b, f"{prefix}{name}.", restart=may_change)
+        elif a != b and not may_change:
+            lines.append(f"{prefix}{name}: {json.dumps(a)} → {json.dumps(b)}")
+    return lines
+
+
+def describe(schema: type, prefix: str = "--config.", defaults: Mapping | None = None) -> list[str]:
+    """Help lines, one a key: its dotted name, default, permitted values and documentation."""
+    lines = []
+    for field in dataclasses.fields(schema):
+        doc, choices = field.metadata["doc"], field.metadata.get("choices")
+        if dataclasses.is_dataclass(field.type):
+            lines += describe(field.type, f"{prefix}{field.name}.", field.metadata["defaults"])
+            continue
+        default = (defaults or {}).get(field.name, field.default)
+        shown = "required" if default is dataclasses.MISSING else json.dumps(default)
+        lines.append(f"{prefix}{field.name} = {shown}  {doc}" + (f" ({' | '.join(map(str, choices))})" if choices else ""))
+    return lines
+
+
+def keys(schema: type, prefix: str = "") -> list[str]:
+    """All dotted keys of a schema, leaves only."""
+    out = []
+    for field in dataclasses.fields(schema):
+        nested = dataclasses.is_dataclass(field.type)
+        out += keys(field.type, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return out
+
+
+def _plain(mapping) -> dict:
+    if isinstance(mapping, ml_collections.ConfigDict):
+        mapping = mapping.to_dict()
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"--config: get_config must return a ConfigDict, not {type(mapping).__name__}")
+    return {str(k): _plain(v) if isinstance(v, (Mapping, ml_collections.ConfigDict)) else v for k, v in mapping.items()}
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _override(schema: type, mapping: dict, dotted: str, text: str) -> None:
+    parts, at = dotted.split("."), schema
+    for depth, part in enumerate(parts):
+        fields = {f.name: f for f in dataclasses.fields(at)}
+        if part not in fields:
+            full = {k.rsplit(".", 1)[-1]: k for k in keys(schema)}
+            hint = difflib.get_close_matches(dotted, keys(schema), n=1, cutoff=0.6)
+            near = hint[0] if hint else full.get(part)
+            raise UserError(
+                f"--config.{dotted}: unknown key" + (f"; did you mean --config.{near}?" if near else _nearest(part, fields))
+            )
+        field = fields[part]
+        if depth == len(parts) - 1:
+            if dataclasses.is_dataclass(field.type):
+                raise UserError(f"--config.{dotted}: this is a group of keys; set one of {', '.join(keys(field.type))}")
+            mapping[part] = _convert(text, field.type, f"--config.{dotted}", field.metadata)
+        elif not dataclasses.is_dataclass(field.type):
+            raise UserError(f"--config.{dotted}: '{part}' is a single value and has no key '{parts[depth + 1]}'")
+        else:
+            mapping, at = mapping.setdefault(part, {}), field.type
+
+
+def _build(schema: type, mapping: Mapping, where: str, defaults: Mapping):
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for name in mapping:
+        if name not in fields:
+            raise UserError(f"{where}.{name}: unknown key{_nearest(name, fields)}")
+    values = {}
+    for name, field in fields.items():
+        path = f"{where}.{name}"
+        if dataclasses.is_dataclass(field.type):
+            inner = mapping.get(name, {})
+            if not isinstance(inner, Mapping):
+                raise UserError(f"{path}: must be a group of keys, got {inner!r}")
+            values[name] = _build(field.type, inner, path, field.metadata["defaults"])
+        elif name in mapping:
+            values[name] = _check(mapping[name], field.type, path, field.metadata)
+        elif name in defaults:
+            values[name] = defaults[name]
+        elif field.default is dataclasses.MISSING:
+            raise UserError(f"{path}: must be set ({field.metadata['doc']})")
+    return schema(**values)
+
+
+def _convert(text: str, kind: Any, path: str, metadata: Mapping):
+    """Text from a command line to a value of the declared type."""
+    inner = [t for t in typing.get_args(kind) if t is not types.NoneType]
+    optional = isinstance(kind, types.UnionType)
+    if optional and text.lower() in ("none", "null"):
+        return None
+    plain = inner[0] if optional else kind
+    value: Any = text
+    try:
+        if plain is bool:
+            value = {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        elif plain is int:
+            value = int(text.replace("_", ""))
+        elif plain is float:
+            value = float(text)
+        elif typing.get_origin(plain) is tuple:
+            item = typing.get_args(plain)[0]
+            items = ast.literal_eval(text) if text[:1] in "([" else [t for t in text.split(",") if t]
+            value = tuple(_convert(str(t), item, path, {}) for t in items)
+    except (KeyError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: must be {_name(kind)}, got {text!r}") from error
+    return _check(value, kind, path, metadata)
+
+
+def _check(value: Any, kind: Any, path: str, metadata: Mapping):
+    """A value against the declared type and limits; lists become tuples, whole floats of int keys are refused."""
+    optional = isinstance(kind, types.UnionType)
+    if optional and value is None:
+        return None
+    plain = [t for t in typing.get_args(kind) if t is not types.NoneType][0] if optional else kind
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if typing.get_origin(plain) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path}: must be {_name(kind)}, got {value!r}")
+        value = tuple(_check(v, typing.get_args(plain)[0], path, {}) for v in value)
+    elif not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
+        raise UserError(f"{path}: must be {_name(kind)}, got {value!r}")
+    if metadata.get("choices") and value not in metadata["choices"]:
+        near = _nearest(str(value), [str(c) for c in metadata["choices"]])
+        raise UserError(f"{path}: {value!r} is not one of {', '.join(map(str, metadata['choices']))}{near if 'mean' in near else ''}")
+    for bound, wrong, word in (("low", lambda v, b: v < b, "at least"), ("high", lambda v, b: v > b, "at most")):
+        limit = metadata.get(bound)
+        if limit is not None and any(wrong(v, limit) for v in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{path}: must be {word} {limit}, got {value}")
+    return value
+
+
+def _name(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if isinstance(kind, types.UnionType):
+        return " or ".join("none" if t is types.NoneType else _name(t) for t in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list ({_name(typing.get_args(kind)[0])} each)"
+    return names.get(kind, str(kind))

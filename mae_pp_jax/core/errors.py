@@ -1,0 +1,19 @@
+"""The ways a command ends other than by success, and their exit codes."""
+
+
+class UserError(Exception):
+    """The user's input is wrong. The message is one line: the field, what was wrong, the mend. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunStopped(Exception):
+    """The run stopped itself to protect its result (non-finite loss, too many unreadable images). Exit code 3."""
+
+    exit_code = 3
+
+
+class Preempted(Exception):
+    """The machine asked the run to leave and the run has saved its state; the same command resumes. Exit code 75."""
+
+    exit_code = 75
