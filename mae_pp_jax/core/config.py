@@ -122,18 +122,29 @@ def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, r
     return lines
 
 
-def describe(schema: type, prefix: str = "--config.", defaults: Mapping | None = None) -> list[str]:
-    """Help lines, one a key: its dotted name, default, permitted values and documentation."""
+def describe(schema: type, values: Mapping, prefix: str = "--config.") -> list[str]:
+    """Help lines, one a key: its dotted name, its value in a resolved config, permitted values and documentation."""
     lines = []
     for field in dataclasses.fields(schema):
-        doc, choices = field.metadata["doc"], field.metadata.get("choices")
+        doc, choices, value = field.metadata["doc"], field.metadata.get("choices"), values[field.name]
         if dataclasses.is_dataclass(field.type):
-            lines += describe(field.type, f"{prefix}{field.name}.", field.metadata["defaults"])
-            continue
-        default = (defaults or {}).get(field.name, field.default)
-        shown = "required" if default is dataclasses.MISSING else json.dumps(default)
-        lines.append(f"{prefix}{field.name} = {shown}  {doc}" + (f" ({' | '.join(map(str, choices))})" if choices else ""))
+            lines += describe(field.type, value, f"{prefix}{field.name}.")
+        else:
+            permitted = f" ({' | '.join(map(str, choices))})" if choices else ""
+            lines.append(f"{prefix}{field.name}={json.dumps(value, ensure_ascii=False)}\n    {doc}{permitted}")
     return lines
+
+
+def merge(base: Mapping, over: Mapping) -> dict:
+    """`base` with the values of `over` laid over it, group by group; dotted names in `over` reach into groups."""
+    out = _plain(base)
+    for name, value in _plain(over).items():
+        first, _, rest = name.partition(".")
+        if rest or isinstance(value, Mapping):
+            out[first] = merge(out.get(first, {}), {rest: value} if rest else value)
+        else:
+            out[first] = value
+    return out
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:

@@ -1,0 +1,79 @@
+"""`python -m mae_pp_jax VERB …`, also installed as `mae-pp`."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+
+from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
+
+DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) → transfer, for Vision Transformers in JAX.
+
+Start with `make demo`, or train one stage:
+  python -m mae_pp_jax train --config=configs/mae/digits.py --workdir=runs/mae
+Every verb explains itself: python -m mae_pp_jax VERB --help"""
+
+EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what and the mend); 3 the run stopped itself;
+75 preempted after saving, the same command resumes."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, one subparser a verb."""
+    from mae_pp_jax.commands import data, evaluate, pipeline, report, train
+
+    top = argparse.ArgumentParser(
+        "mae_pp_jax", description=DESCRIPTION, epilog=EXITS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for command in (train, pipeline, evaluate, data, report):
+        command.add_parser(verbs)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    args, rest = parser().parse_known_args(argv)
+    _log_to_console()
+    try:
+        args.run(args, rest) if getattr(args, "takes_overrides", False) else args.run(_no_rest(args, rest))
+        return 0
+    except (UserError, RunStopped, Preempted) as stop:
+        print(f"{'error' if stop.exit_code == 2 else 'stopped'}: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"error: cannot write {error.filename}: {error.strerror}; free space or choose another folder", file=sys.stderr)
+        return UserError.exit_code
+
+
+def _no_rest(args, rest: list[str]):
+    if rest:
+        raise UserError(f"{args.verb}: unknown argument {rest[0]}; see python -m mae_pp_jax {args.verb} --help")
+    return args
+
+
+def _log_to_console() -> None:
+    import absl.logging
+    import tqdm
+
+    class AroundBar(logging.Handler):
+        """Prints lines above a progress bar instead of through it."""
+
+        def emit(self, record):
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    ours = logging.getLogger("mae_pp_jax")
+    ours.setLevel(logging.DEBUG)
+    ours.propagate = False
+    if not ours.handlers:
+        console = AroundBar(logging.INFO)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""`data`: prepares datasets and shows what is in them."""
+
+import argparse
+import pathlib
+
+import numpy as np
+
+_PREPARE = """\
+Prepares a TFDS dataset for training: downloads and writes it as array_record, which can be read in any order.
+A dataset that TFDS has already stored as tfrecord gets array_record shards beside them; nothing is removed.
+Training does this by itself for datasets that are not there yet; do it once beforehand on a cluster."""
+_INFO = """\
+Shows what a training run would read: the number of records, the classes and how many records each has, the hashtags
+and the commonest and rarest of them, the fingerprint that a checkpoint keeps, and a few records."""
+
+
+def add_parser(subparsers) -> None:
+    """Adds the verb `data` to the command line."""
+    parser = subparsers.add_parser("data", help="prepare a dataset, or show what is in it", description=__doc__)
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="prepare|info")
+    for name, text, example in (
+        ("prepare", _PREPARE, "python -m mae_pp_jax data prepare --name=cifar10"),
+        ("info", _INFO, "python -m mae_pp_jax data info --name=digits_hashtags --split=test"),
+    ):
+        verb = verbs.add_parser(
+            name,
+            help=" ".join(text.split(":")[0].split()),
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("--name", required=True, help="TFDS name, such as cifar10, or a folder of images")
+        verb.add_argument("--data_dir", default="", help="where TFDS keeps its datasets (default: its own)")
+        if name == "info":
+            verb.add_argument("--split", default="train", help="split to look at (default: train)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Carries out `data prepare` or `data info`.
+
+    Raises:
+      UserError: no such dataset or split, or it cannot be prepared.
+    """
+    from mae_pp_jax.data import source, tfds_store  # not needed, and slow to import, for --help of other verbs
+
+    if args.data_verb == "prepare":
+        if pathlib.Path(args.name).expanduser().is_dir():
+            print(f"{args.name} is a folder of images and needs no preparation")
+            return
+        tfds_store.convert(args.name, args.data_dir)
+        builder = tfds_store.prepared(args.name, args.data_dir)
+        sizes = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
+        print(f"{builder.info.full_name} is ready in {builder.data_dir}: {sizes}")
+    else:
+        _print_info(source.open_source(source.DataConfig(name=args.name, data_dir=args.data_dir), args.split), args)
+
+
+def _print_info(records, args: argparse.Namespace) -> None:
+    print(f"{args.name}, split {args.split}: {len(records):,} records, fingerprint {records.fingerprint}")
+    if records.class_names:
+        counts = np.bincount(np.maximum(records.labels(), 0), minlength=len(records.class_names))
+        _print_counts("classes", records.class_names, counts)
+    if records.hashtag_names:
+        tags = [records[i]["hashtags"] for i in range(len(records))]
+        counts = np.bincount(np.concatenate(tags), minlength=len(records.hashtag_names))
+        _print_counts("hashtags", records.hashtag_names, counts)
+        print(f"  {counts.sum() / len(records):.2f} a record; {sum(not len(t) for t in tags):,} records have none")
+    for i in range(min(3, len(records))):
+        record = records[i]
+        parts = ["×".join(map(str, record["image"].shape[:2])) + " pixels"]
+        if "label" in record:
+            parts.append(f"label {records.class_names[record['label']] if record['label'] >= 0 else 'unknown'}")
+        if "hashtags" in record:
+            parts.append(" ".join("#" + records.hashtag_names[t] for t in record["hashtags"]) or "no hashtags")
+        print(f"{records.describe(i)}: {', '.join(parts)}")
+
+
+def _print_counts(title: str, names: tuple[str, ...], counts: np.ndarray, shown: int = 10) -> None:
+    """Prints how often each name occurs, the commonest and the rarest if there are many."""
+    order = np.argsort(-counts, kind="stable").tolist()
+    line = [f"{names[i]} {counts[i]:,}" for i in order]
+    if len(line) > 2 * shown:
+        line = [*line[:shown], "…", *line[-shown:]]
+    print(f"{len(names):,} {title}: {', '.join(line)}")

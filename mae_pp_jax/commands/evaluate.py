@@ -1,0 +1,75 @@
+"""`evaluate`: measures the newest checkpoint of a run."""
+
+import argparse
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from mae_pp_jax.core import checkpoint, hardware, partition
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import flatten, unflatten
+from mae_pp_jax.core.run_folder import write_json
+from mae_pp_jax.stages import registry
+
+DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation split; prints the metrics as JSON and writes
+WORKDIR/evaluation_STEP.json.
+
+example:
+  python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp"""
+
+
+def add_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "evaluate",
+        help="measure the newest checkpoint of a run",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    parser.add_argument("--evaluators", metavar="a,b", help="names of evaluators; all of the stage when not given")
+    parser.set_defaults(run=run)
+
+
+def run(args) -> None:
+    print(json.dumps(evaluate(args.workdir, args.evaluators.split(",") if args.evaluators else None), indent=1))
+
+
+def evaluate(workdir: str, names: list[str] | None = None) -> dict:
+    """Metrics of the newest undamaged checkpoint, also written as JSON.
+
+    Raises:
+      UserError: no run there, or no evaluator of that name.
+    """
+    hardware.enable_compilation_cache()
+    folder = pathlib.Path(workdir)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
+    config = registry.resolve(json.loads((folder / "config.json").read_text()))
+    stage = registry.create(config)
+    evaluators = stage.evaluators()
+    known = [e.name for e in evaluators]
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
+    step = checkpoint.find(folder)
+    mesh = partition.make_mesh(config.mesh)
+    items = checkpoint.shapes(folder, step)
+    item = "ema" if "ema" in items else "params"
+    shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
+    checkpoint.check_shapes(items[item], shapes, f"{folder}/checkpoints/{step}")
+    placed = partition.shardings(unflatten(shapes), shapes, config.mesh.rules, mesh)
+    wanted = {
+        path: jax.ShapeDtypeStruct(shapes[path].shape, shapes[path].dtype, sharding=sharding)
+        for path, sharding in flatten(placed).items()
+    }
+    params = unflatten(checkpoint.read(folder, step, item, wanted))
+    found = {"step": step}
+    for evaluator in evaluators:
+        if names is None or evaluator.name in names:
+            values = evaluator.run(params, mesh)
+            found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+    if jax.process_index() == 0:
+        write_json(folder / f"evaluation_{step}.json", found)
+    return found

@@ -1,0 +1,115 @@
+"""`pipeline`: runs stages in order, each from the weights of an earlier one, and reports."""
+
+import argparse
+import logging
+import os
+import pathlib
+import time
+
+from mae_pp_jax import reporting
+from mae_pp_jax.commands.arguments import overrides as parse_overrides
+from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core import hardware, loop, run_folder
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.stages import registry
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """Runs the stages of a pipeline in order, each in WORKDIR/STAGE, then writes WORKDIR/report.html.
+Finished stages are skipped and an interrupted one resumes: run the same command again.
+
+example:
+  python -m mae_pp_jax pipeline --config=configs/pipelines/demo.py --workdir=runs/demo
+  python -m mae_pp_jax pipeline --config=configs/pipelines/demo.py:data=/my/photos --workdir=runs/photos
+
+--config.STAGE.KEY=VALUE sets a key of one stage, such as --config.mae.train_for='20 epochs'."""
+
+STAGE_KEYS = {"name", "config", "overrides", "init_from", "report"}
+
+
+def add_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "pipeline",
+        help="run stages in order and report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:args]", help="configs/pipelines/RECIPE.py[:name=value,…]")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of all stages")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args, rest: list[str]) -> None:
+    pipeline(args.config, args.workdir, parse_overrides(rest))
+
+
+def pipeline(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None) -> pathlib.Path:
+    """Runs all stages and returns the path of the report.
+
+    Args:
+      config: `configs/pipelines/RECIPE.py[:args]`. Its `get_config` gives `title`, `data` and `stages`: a list of
+        dicts with `name`, `config` (a config file, relative to the pipeline's), `overrides`, `init_from` (name of an
+        earlier stage) and `report` (which row and column of the table the stage fills).
+      workdir: folder of all stages.
+      overrides: STAGE.KEY → text.
+
+    Raises:
+      UserError: before anything is trained, when any stage's config is wrong.
+    """
+    hardware.enable_compilation_cache()
+    plan = config_lib.load_file(config)
+    folder = pathlib.Path(workdir)
+    here = pathlib.Path(config.partition(".py:")[0]).parent
+    stages = _resolve(plan, folder, here, overrides or {})
+    written = dict(
+        name=folder.name,
+        config=config,
+        title=plan["title"],
+        data=plan["data"],
+        stages=[
+            dict(name=name, stage=resolved.stage, init_from=entry.get("init_from"), report=entry.get("report"))
+            for name, (entry, resolved) in stages.items()
+        ],
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(folder / "pipeline.json", written)
+    except OSError as error:
+        raise UserError(f"--workdir: cannot write to {folder}: {error.strerror}; choose another folder") from error
+    began = time.monotonic()
+    for index, (name, (_, resolved)) in enumerate(stages.items(), 1):
+        log.info("[%d/%d] %s", index, len(stages), name)
+        result = loop.run(registry.create(resolved), folder / name)
+        shown = " ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if key.startswith("test/"))
+        log.info("[%d/%d] %s: %s (%.0f s so far)", index, len(stages), name, shown, time.monotonic() - began)
+    html, _ = reporting.write(folder)
+    log.info("report: %s", html)
+    return html
+
+
+def _resolve(plan: dict, folder: pathlib.Path, here: pathlib.Path, overrides: dict[str, str]) -> dict:
+    """Stage name → (entry, resolved config)."""
+    stages: dict = {}
+    given: dict[str, dict[str, str]] = {}
+    names = [entry.get("name") for entry in plan.get("stages", ())]
+    for dotted, text in overrides.items():
+        name, _, key = dotted.partition(".")
+        if name not in names or not key:
+            raise UserError(f"--config.{dotted}: no stage '{name}'; write --config.STAGE.KEY=VALUE, stages: {', '.join(names)}")
+        given.setdefault(name, {})[key] = text
+    for entry in plan.get("stages", ()):
+        if unknown := set(entry) - STAGE_KEYS:
+            raise UserError(f"config.stages: unknown key '{min(unknown)}'; known: {', '.join(sorted(STAGE_KEYS))}")
+        name, source = entry["name"], entry.get("init_from")
+        if name in stages:
+            raise UserError(f"config.stages: the name {name} is used twice")
+        mapping = config_lib.load_file(str(here / entry["config"]))
+        mapping = config_lib.merge(mapping, entry.get("overrides", {}))
+        if source is not None:
+            if source not in stages:
+                raise UserError(f"config.stages: {name} starts from '{source}', which is not a stage before it")
+            mapping = config_lib.merge(mapping, {"init_from": {"run": str(folder / source)}})
+        stages[name] = (entry, registry.resolve(mapping, given.get(name)))
+    if not stages:
+        raise UserError("config.stages: the pipeline has no stages")
+    return stages

@@ -1,0 +1,304 @@
+"""Checkpoints of a run through orbax: `FOLDER/STEP/{params,train,ema,meta}`, asynchronous, atomic, verified.
+
+`params` (and `ema` when there is one) stand apart from the rest of the train state, so that the next stage reads
+weights without optimizer state. Orbax writes into a temporary folder and renames it when complete; afterwards the size
+and CRC-32 of every file are noted in `STEP/digest.json`, because array storage alone does not notice a flipped byte.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import zlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import flatten, unflatten
+from mae_pp_jax.core.state import TrainState
+
+log = logging.getLogger(__name__)
+
+DIGEST = "digest.json"
+# One process reads all files to verify them: beyond this size only their lengths are compared.
+CHECKSUM_LIMIT_BYTES = 4 << 30
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").is_dir())
+
+
+class Checkpoints:
+    """The checkpoints of one run; the newest `keep` stay."""
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self.folder = folder
+        self._pending: int | None = None
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def save(self, step: int, state: TrainState, meta: dict) -> None:
+        """Starts writing; arrays are copied off the devices before this returns, files are written meanwhile.
+
+        Raises:
+          UserError: the disk is full or cannot be written (also for the write before this one).
+        """
+        self.wait()
+        with _disk_errors(self.folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    train=ocp.args.StandardSave(_named(_train_part(state))),
+                    meta=ocp.args.JsonSave(meta),
+                    **({} if state.ema is None else {"ema": ocp.args.StandardSave(state.ema)}),
+                ),
+            )
+        self._pending = step
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk and verified by a digest."""
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        with _disk_errors(self.folder):
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_digest(self.folder / str(step))
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+        """The newest readable state and its meta, or None where the folder holds no checkpoint.
+
+        A damaged checkpoint is moved to `damaged_checkpoints/` beside the folder with a warning and the one before is
+        used.
+
+        Args:
+          like: a state of ShapeDtypeStructs with shardings; they may belong to another mesh than the saved one.
+
+        Raises:
+          UserError: there are checkpoints, but none is readable or their shapes are not those of this run.
+        """
+        found = steps(self.folder)
+        for step in reversed(found):
+            problem = _agree(_damage(self.folder / str(step)))
+            if problem is None:
+                check_shapes(shapes(self.folder.parent, step)["params"], flatten(like.params), f"{self.folder}/{step}")
+                try:
+                    return self._read(step, like)
+                except (ValueError, OSError, KeyError) as error:  # what orbax and tensorstore raise on bad files
+                    problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            log.warning("checkpoint %s/%d is damaged (%s): set aside, using the one before", self.folder, step, problem)
+            self._set_aside(step)
+        if found:
+            raise UserError(
+                f"{self.folder}: none of its checkpoints can be read (moved to "
+                f"{self.folder.parent / 'damaged_checkpoints'}); start again in another --workdir"
+            )
+        return None
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+        train_like = _train_part(like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params),
+                train=ocp.args.StandardRestore(_named(train_like)),
+                meta=ocp.args.JsonRestore(),
+                **({} if like.ema is None else {"ema": ocp.args.StandardRestore(like.ema)}),
+            ),
+        )
+        leaves = flatten(restored["train"])
+        train = jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(path)], train_like)
+        return TrainState(params=restored["params"], ema=restored.get("ema"), **train), restored["meta"]
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self.folder.parent / "damaged_checkpoints"
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            shutil.move(self.folder / str(step), aside / str(step))
+        _barrier("checkpoint set aside")
+        self._manager.reload()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def find(run: pathlib.Path, step: str = "last") -> int:
+    """The step of a run's checkpoint to read weights from.
+
+    Args:
+      run: folder of a run (the one that holds `checkpoints/`).
+      step: "last" (the newest undamaged) or a number.
+
+    Raises:
+      UserError: no such run or step, or it is damaged.
+    """
+    folder = run / "checkpoints"
+    found = steps(folder)
+    if not found:
+        raise UserError(f"init_from.run: {run} holds no checkpoint (expected {folder}/STEP); give the folder of a run")
+    if step != "last":
+        if not step.isdigit() or int(step) not in found:
+            raise UserError(f"init_from.step: {run} has no checkpoint {step}; it has {', '.join(map(str, found))}")
+        found = [int(step)]
+    for candidate in reversed(found):
+        problem = _agree(_damage(folder / str(candidate)))
+        if problem is None:
+            return candidate
+        log.warning("checkpoint %s/%d is damaged (%s): skipped", folder, candidate, problem)
+    raise UserError(f"init_from.run: {run}: no undamaged checkpoint among {', '.join(map(str, found))}")
+
+
+def meta(run: pathlib.Path, step: int) -> dict:
+    """The JSON part of a checkpoint: config, lineage, code revision, dataset."""
+    return json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+
+
+def shapes(run: pathlib.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Item ("params", perhaps "ema") → path → shape and dtype, without reading arrays."""
+    folder = (run / "checkpoints" / str(step)).absolute()
+    out = {}
+    with ocp.PyTreeCheckpointHandler() as handler:
+        for item in ("params", "ema"):
+            if (folder / item).is_dir():
+                tree = handler.metadata(_path(folder / item)).tree
+                out[item] = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in flatten(tree).items()}
+    return out
+
+
+def read(run: pathlib.Path, step: int, item: str, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads some leaves of an item, each straight into the sharding of its ShapeDtypeStruct.
+
+    Args:
+      run: folder of a run.
+      step: step of the checkpoint.
+      item: "params" or "ema".
+      wanted: path → ShapeDtypeStruct with sharding; other leaves are not read.
+    """
+    folder = (run / "checkpoints" / str(step) / item).absolute()
+    tree = unflatten(wanted)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+        got = reader.restore(
+            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
+        )
+    return flatten(got)
+
+
+def check_shapes(saved: dict, wanted: dict, where: str) -> None:
+    """Raises `UserError` unless a checkpoint's parameters are those of this run's model."""
+    for path in sorted(set(saved) | set(wanted)):
+        a = tuple(saved[path].shape) if path in saved else "absent"
+        b = tuple(wanted[path].shape) if path in wanted else "absent"
+        if a != b:
+            raise UserError(
+                f"{where}: parameter {path} is {a} there and {b} in this run's model; "
+                "use the config it was trained with, or another --workdir"
+            )
+
+
+def _train_part(state: TrainState) -> dict:
+    return dict(
+        step=state.step, opt_state=state.opt_state, rng=state.rng, metrics=state.metrics, bad_step=state.bad_step
+    )
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named(tree) -> dict:
+    """Optimizer states are named tuples: stored as nested dicts, they read without the code that made them."""
+    return unflatten({_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+
+
+def _path(path: pathlib.Path) -> Any:
+    return ocp.path.step.epath.Path(path) if hasattr(ocp.path, "step") else path
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DIGEST)
+
+
+def _crc(path: pathlib.Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _write_digest(folder: pathlib.Path) -> None:
+    files = {str(p.relative_to(folder)): p for p in _files(folder)}
+    small = sum(p.stat().st_size for p in files.values()) <= CHECKSUM_LIMIT_BYTES
+    digest = {name: [p.stat().st_size, _crc(p) if small else None] for name, p in files.items()}
+    temporary = folder / (DIGEST + ".tmp")
+    temporary.write_text(json.dumps(digest))
+    os.replace(temporary, folder / DIGEST)
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files against their digest, or None. Without a digest nothing can be said."""
+    if jax.process_index() != 0 or not (folder / DIGEST).is_file():
+        return None
+    try:
+        digest = json.loads((folder / DIGEST).read_text())
+    except ValueError:
+        return f"{DIGEST} is not readable"
+    for name, (size, crc) in digest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if crc is not None and _crc(path) != crc:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _agree(problem: str | None) -> str | None:
+    """Process 0 judges the files; the others take its word, so that all read the same checkpoint."""
+    if jax.process_count() == 1:
+        return problem
+    import numpy as np  # only in multi-process runs
+
+    bad = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+    return (problem or "found damaged by process 0") if bad else None
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class _disk_errors:
+    """Turns what a full or read-only disk raises into one line."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        text = str(error).lower()
+        if error is not None and any(
+            sign in text for sign in ("no space left", "disk quota", "read-only file system", "permission denied")
+        ):
+            raise UserError(
+                f"--workdir: cannot write the checkpoint to {self._folder}: {str(error).splitlines()[0][:200]}; "
+                "free space or choose another folder, the same command then goes on from the last checkpoint"
+            ) from error

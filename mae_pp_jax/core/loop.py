@@ -1,0 +1,373 @@
+"""The one training loop. It knows no stage by name: everything special stands behind `core.stage.Stage`.
+
+Order within a step number: update, log row, evaluation, checkpoint. A checkpoint of step n is therefore written after
+all rows of step n, and a resumed run drops only rows after n: no step enters the metrics twice.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import signal
+import threading
+import time
+
+import clu.parameter_overview
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_pp_jax.core import checkpoint, handoff, hardware, metrics, optim, partition, run_folder, schedule
+from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core import state as state_lib
+from mae_pp_jax.core.errors import Preempted, RunStopped
+from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.core.stage import Stage
+from mae_pp_jax.core.state import TrainState
+
+log = logging.getLogger(__name__)
+
+INIT_STREAM = 2**32 - 1  # fold_in index of the initialisation; steps use 0, 1, 2, …
+PROFILED_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """All lengths of a run in steps."""
+
+    total: int
+    log: int
+    evaluate: int
+    save: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The train step of a stage on a mesh with the layout of its state; compiles without data or weights at hand."""
+
+    stage: Stage
+    mesh: Mesh
+    optimizer: optim.Optimizer
+    shapes: TrainState  # ShapeDtypeStructs with shardings
+    lengths: Lengths
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+    def step(self, state: TrainState, batch) -> TrainState:
+        """One update; pure."""
+        key = state_lib.step_key(state)
+        trainable, frozen = self.optimizer.split(state.params)
+
+        def objective(trainable):
+            return self.stage.loss(optim.merge(trainable, frozen), batch, key)
+
+        (loss, values), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+        norm = optim.global_norm(grads)
+        trainable, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
+        params = optim.merge(trainable, frozen)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        decay = self.stage.config.optim.ema
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=None if state.ema is None else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params),
+            rng=state.rng,
+            metrics=metrics.add(state.metrics, {**values, "gradient_norm": (norm, jnp.ones(()))}),
+            bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
+        )
+
+    def compile(self):
+        """The step compiled for the mesh, with the state donated."""
+        batch = {
+            name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=partition.batch_sharding(self.mesh))
+            for name, spec in self.stage.batch_spec().items()
+        }
+        with jax.set_mesh(self.mesh):
+            lowered = jax.jit(self.step, donate_argnums=0, out_shardings=self.shardings).lower(self.shapes, batch)
+            return lowered.compile()
+
+
+def program(stage: Stage, mesh: Mesh) -> Program:
+    """Lays out the train state of a stage on a mesh.
+
+    Raises:
+      UserError: the batch does not split over the mesh, a length cannot be read, a parameter is not covered by rules.
+    """
+    config = stage.config
+    partition.check_batch(config.global_batch, mesh)
+    total = steps_of(stage, "train_for")
+    lengths = Lengths(
+        total=max(1, total),
+        log=max(1, steps_of(stage, "log_every", total)),
+        evaluate=max(1, steps_of(stage, "eval_every", total)),
+        save=max(1, steps_of(stage, "checkpoint.every", total)),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(stage.init, key)
+    optimizer = optim.make(
+        config.optim,
+        params,
+        lr_rules=stage.lr_rules(),
+        decay_rules=stage.decay_rules(),
+        total=lengths.total,
+        records=stage.records,
+        global_batch=config.global_batch,
+    )
+    names = [*jax.eval_shape(stage.loss, params, stage.batch_spec(), key)[1], "gradient_norm"]
+    state = jax.eval_shape(
+        lambda p: state_lib.create(
+            p, optimizer.init(p), seed=config.seed, ema=config.optim.ema > 0, metrics=metrics.zeros(names)
+        ),
+        params,
+    )
+    placed = partition.shardings(state, flatten(params), config.mesh.rules, mesh)
+    shapes = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, placed)
+    return Program(stage, mesh, optimizer, shapes, lengths)
+
+
+def steps_of(stage: Stage, field: str, total: int | None = None) -> int:
+    """A length key of a stage's config in steps."""
+    value = stage.config
+    for name in field.split("."):
+        value = getattr(value, name)
+    return schedule.steps(
+        value, field=f"config.{field}", records=stage.records, global_batch=stage.config.global_batch, total=total
+    )
+
+
+def initial_state(prog: Program) -> tuple[TrainState, dict | None]:
+    """(state before the first update, record of the source run or None): random weights, then the handoff."""
+    stage, config = prog.stage, prog.stage.config
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    with jax.set_mesh(prog.mesh):
+        params = jax.jit(stage.init, out_shardings=prog.shardings.params)(key)
+        source = None
+        if config.init_from.run:
+            run = pathlib.Path(config.init_from.run)
+            params, source = handoff.transfer(stage.handoff, run, config.init_from.step, params, log=log.info)
+        params = stage.prepare(params, prog.mesh)
+
+        def create(params):
+            names = prog.shapes.metrics
+            return state_lib.create(
+                params,
+                prog.optimizer.init(params),
+                seed=config.seed,
+                ema=config.optim.ema > 0,
+                metrics=metrics.zeros(names),
+            )
+
+        return jax.jit(create, out_shardings=prog.shardings)(params), source
+
+
+def run(stage: Stage, workdir: str) -> dict:
+    """Trains a stage in a folder, or resumes it, or returns the result of the finished run.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: the config, data, weights or folder do not fit; nothing was written.
+      RunStopped: a loss or gradient was not finite.
+      Preempted: SIGTERM came; the state is saved.
+    """
+    folder = run_folder.RunFolder(workdir, stage.config)
+    if (result := folder.result()) is not None:
+        log.info("%s is finished; result.json holds its result", workdir)
+        return result
+    prog = program(stage, partition.make_mesh(stage.config.mesh))
+    with contextlib.ExitStack() as cleanup:
+        resuming = bool(checkpoint.steps(folder.checkpoints))
+        state, source = (None, None) if resuming else initial_state(prog)
+        folder.create()
+        handler = run_folder.attach_log(folder.path)
+        cleanup.callback(logging.getLogger("mae_pp_jax").removeHandler, handler)
+        saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep)
+        cleanup.callback(saves.close)
+        meta = dict(
+            config=config_lib.to_dict(stage.config),
+            dataset=stage.dataset,
+            lineage=[],
+            revision=run_folder.code_revision(),
+            wall_seconds=0.0,
+        )
+        if resuming:
+            state, meta = saves.restore(prog.shapes)
+            _same_dataset(meta["dataset"], stage.dataset, folder)
+            log.info("resumed %s at step %d", folder.path, int(state.step))
+        else:
+            meta["lineage"] = _lineage(stage, source)
+        _describe(prog)
+        stop = cleanup.enter_context(_sigterm())
+        return _Training(prog, folder, saves, meta, stop).go(state)
+
+
+class _Training:
+    """One `run` from its first to its last step."""
+
+    def __init__(self, prog: Program, folder: run_folder.RunFolder, saves: checkpoint.Checkpoints, meta, stop):
+        self.prog, self.folder, self.saves, self.meta, self.stop = prog, folder, saves, meta, stop
+        self.stage, self.mesh, self.batch = prog.stage, prog.mesh, prog.stage.config.global_batch
+        self.evaluators = prog.stage.evaluators()
+        self.began = time.monotonic()
+        self.flops = prog.stage.train_flops_per_image()
+        self.speeds: list[float] = []
+
+    def go(self, state: TrainState) -> dict:
+        stage, total, lengths = self.stage, self.prog.lengths.total, self.prog.lengths
+        step = start = int(state.step)
+        self.rows = metrics.Rows(self.folder.path / "metrics.jsonl", resume_step=start)
+        self.board = metrics.TensorBoard(self.folder.path / "tensorboard", stage.config.tensorboard)
+        compile_began = time.monotonic()
+        update = self.prog.compile()
+        log.info("compiled the train step in %.1f s", time.monotonic() - compile_began)
+        self.progress = metrics.Progress(stage.config.stage, start, total, self.batch)
+        batches = stage.train_batches(start)
+        tracing = False
+        try:
+            batch = partition.to_global(next(batches), self.mesh) if step < total else None
+            while step < total:
+                if stage.config.profile and step == min(start + 2, total - 1):
+                    jax.profiler.start_trace(str(self.folder.path / "profile"))
+                    tracing = True
+                state = update(state, batch)
+                step += 1
+                batch = partition.to_global(next(batches), self.mesh) if step < total else None
+                self.progress.advance(step)
+                if tracing and step == min(start + 2 + PROFILED_STEPS, total):
+                    jax.block_until_ready(state.step)
+                    jax.profiler.stop_trace()
+                    tracing = False
+                if step % lengths.log == 0 or step == total:
+                    state = self.log(step, state)
+                if step % lengths.evaluate == 0 or step == total:
+                    self.evaluate(step, state)
+                if self.stop.is_set() and step < total:
+                    self.save(step, state)
+                    self.saves.wait()
+                    raise Preempted(f"preempted at step {step}; state saved, run the same command again to resume")
+                if step % lengths.save == 0 or step == total:
+                    self.save(step, state)
+            self.saves.wait()
+            return self.finish(step, state)
+        finally:
+            self.progress.close()
+            self.rows.close()
+            self.board.close()
+            if hasattr(batches, "close"):
+                batches.close()
+
+    def log(self, step: int, state: TrainState) -> TrainState:
+        """Writes the means since the last log and returns the state with empty sums."""
+        self.check_finite(state)
+        values = {f"train/{name}": value for name, value in metrics.means(state.metrics).items()}
+        values["train/learning_rate"] = float(self.prog.optimizer.learning_rate(np.int32(step - 1)))
+        self.rows.write(step, step * self.batch, values)
+        speed = self.progress.report(step, {n: v for n, v in values.items() if n != "train/gradient_norm"})
+        self.speeds.append(speed)
+        machine = {"speed/images_per_second": speed, "speed/model_tflops_per_second": speed * self.flops / 1e12}
+        if peak := hardware.peak_flops(self.mesh.devices.flat[0]):
+            machine["speed/utilization"] = speed * self.flops / (peak * self.mesh.size)
+        self.board.scalars(step, {**values, **machine})
+        empty = jax.tree.map(jnp.zeros_like, state.metrics)
+        return dataclasses.replace(state, metrics=jax.device_put(empty, self.prog.shardings.metrics))
+
+    def evaluate(self, step: int, state: TrainState) -> None:
+        self.check_finite(state)
+        params = state.params if state.ema is None else state.ema
+        with self.progress.paused():
+            for evaluator in self.evaluators:
+                found = evaluator.run(params, self.mesh)
+                scalars = {n: v for n, v in found.items() if not isinstance(v, np.ndarray)}
+                pictures = {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
+                if scalars:
+                    self.rows.write(step, step * self.batch, scalars)
+                    log.info("step %d %s", step, " ".join(f"{n} {v:.4g}" for n, v in scalars.items()))
+                self.board.scalars(step, scalars)
+                self.board.pictures(step, pictures)
+                for name, picture in pictures.items():
+                    if jax.process_index() == 0:
+                        metrics.write_picture(self.folder.path / "pictures" / f"{name}_{step}.png", picture)
+
+    def save(self, step: int, state: TrainState) -> None:
+        self.check_finite(state)
+        with self.progress.paused():
+            wall = self.meta["wall_seconds"] + time.monotonic() - self.began
+            self.saves.save(step, state, {**self.meta, "wall_seconds": wall, "step": step})
+
+    def check_finite(self, state: TrainState) -> None:
+        bad = int(state.bad_step)
+        if bad >= 0:
+            raise RunStopped(
+                f"step {bad}: the loss or its gradient is not finite, in batch {bad} ({self.stage.describe_batch(bad)}); "
+                "the last checkpoint is kept; lower config.optim.lr or set config.optim.clip"
+            )
+
+    def finish(self, step: int, state: TrainState) -> dict:
+        params = state.params if state.ema is None else state.ema
+        result = dict(
+            stage=self.stage.config.stage,
+            step=step,
+            images_seen=step * self.batch,
+            metrics=self.rows.last(),
+            images_per_second=float(np.median(self.speeds)) if self.speeds else None,
+            wall_seconds=self.meta["wall_seconds"] + time.monotonic() - self.began,
+            parameters=sum(int(np.prod(leaf.shape)) for leaf in flatten(state.params).values()),
+            train_flops_per_image=self.flops,
+            seed=self.stage.config.seed,
+            dataset=self.stage.dataset,
+            lineage=self.meta["lineage"],
+            revision=self.meta["revision"],
+            params_sha256=run_folder.params_sha256(params),
+        )
+        self.folder.write_result(result)
+        log.info("finished %s: %s", self.folder.path, " ".join(f"{n} {v:.4g}" for n, v in result["metrics"].items()))
+        return result
+
+
+def _lineage(stage: Stage, source: dict | None) -> list[dict]:
+    """The runs that made these weights, oldest first."""
+    if source is None:
+        return []
+    return [*source["lineage"], {name: value for name, value in source.items() if name != "lineage"}]
+
+
+def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
+    if saved["fingerprint"] != now["fingerprint"]:
+        raise run_folder.UserError(
+            f"config.data.name: {now['name']} is not the data that {folder.path} was trained on (fingerprint "
+            f"{now['fingerprint']}, then {saved['fingerprint']}); restore the data or choose another --workdir"
+        )
+
+
+def _describe(prog: Program) -> None:
+    """Logs parameters, their layout and the size of the task."""
+    shapes, lengths, stage = prog.shapes, prog.lengths, prog.stage
+    log.info("%s", clu.parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
+    parts = {"params": shapes.params, "optimizer": shapes.opt_state}
+    if shapes.ema is not None:
+        parts["ema"] = shapes.ema
+    tables = {name: (tree, jax.tree.map(lambda leaf: leaf.sharding, tree)) for name, tree in parts.items()}
+    log.info("%s", partition.table(tables, prog.mesh))
+    log.info(
+        "%d steps of %d images over %d records; %.4g model FLOPs a step",
+        lengths.total, stage.config.global_batch, stage.records, stage.train_flops_per_image() * stage.config.global_batch,
+    )
+
+
+@contextlib.contextmanager
+def _sigterm():
+    """An event set by SIGTERM; the loop saves and leaves at the next step."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

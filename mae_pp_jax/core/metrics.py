@@ -1,0 +1,171 @@
+"""Metrics as (sum, weight) pairs, and where people see them: jsonl rows, TensorBoard, a progress bar or log lines."""
+
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+log = logging.getLogger(__name__)
+
+
+def zeros(names) -> dict:
+    """name → (0, 0)."""
+    return {name: (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)) for name in names}
+
+
+def add(total: dict, new: dict) -> dict:
+    """Adds pairs name by name; exact under padding (weight 0) and any split over devices and hosts."""
+    return {name: (total[name][0] + s, total[name][1] + w) for name, (s, w) in new.items()}
+
+
+def means(total: dict) -> dict[str, float]:
+    """sum / weight of each pair as Python floats; fetches from the devices."""
+    return {name: float(s) / float(w) if float(w) else float("nan") for name, (s, w) in jax.device_get(total).items()}
+
+
+class Rows:
+    """`metrics.jsonl`: one JSON object a line, keys `step`, `images_seen`, `split/name`; process 0 writes.
+
+    A row holds nothing that depends on the clock, so that a resumed run leaves the same bytes as an uninterrupted one.
+    """
+
+    def __init__(self, path: pathlib.Path, resume_step: int):
+        """Opens the file and drops what a killed run wrote after the checkpoint it resumes from."""
+        self._path = path
+        self._file = None
+        if jax.process_index() != 0:
+            return
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step] if resume_step else []
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, images_seen: int, values: dict[str, float]) -> None:
+        if self._file:
+            self._file.write(json.dumps({"step": step, "images_seen": images_seen, **values}) + "\n")
+            self._file.flush()
+
+    def last(self) -> dict[str, float]:
+        """The newest value of every name on file."""
+        newest: dict[str, float] = {}
+        for line in _complete_lines(self._path):
+            newest.update(json.loads(line))
+        return {name: value for name, value in newest.items() if "/" in name}
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _complete_lines(path: pathlib.Path) -> list[str]:
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+class TensorBoard:
+    """TensorBoard files through clu's writer, on a thread of its own: importing it takes seconds, training goes on."""
+
+    def __init__(self, folder: pathlib.Path, enabled: bool):
+        self._folder = folder
+        self._writer = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1) if enabled and jax.process_index() == 0 else None
+        self._jobs: list[concurrent.futures.Future] = []
+
+    def _open(self):
+        if self._writer is None:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            from clu import metric_writers  # slow: it imports TensorFlow
+
+            self._writer = metric_writers.SummaryWriter(str(self._folder))
+        return self._writer
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._submit(lambda: self._open().write_scalars(step, values))
+
+    def pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        self._submit(lambda: self._open().write_images(step, {n: p[None] for n, p in pictures.items()}))
+
+    def text(self, step: int, texts: dict[str, str]) -> None:
+        self._submit(lambda: self._open().write_texts(step, texts))
+
+    def _submit(self, job) -> None:
+        if self._thread:
+            self._jobs.append(self._thread.submit(job))
+
+    def close(self) -> None:
+        if self._thread:
+            self._submit(lambda: self._open().flush())
+            for job in self._jobs:
+                job.result()
+            self._thread.shutdown()
+
+
+def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+    """Writes uint8 RGB [height, width, 3] as PNG."""
+    path.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+class Progress:
+    """A bar with time left, images/s and loss on a terminal; plain log lines elsewhere. Speed excludes compilation."""
+
+    def __init__(self, label: str, start_step: int, total_steps: int, global_batch: int):
+        self._label, self._total, self._batch = label, total_steps, global_batch
+        self._first, self._began = start_step, time.monotonic()
+        self._last = (start_step, self._began)
+        self._bar = None
+        if sys.stderr.isatty() and jax.process_index() == 0 and log.isEnabledFor(logging.INFO):
+            self._bar = tqdm.tqdm(
+                total=total_steps * global_batch, initial=start_step * global_batch, unit=" images", unit_scale=True,
+                desc=label, dynamic_ncols=True, smoothing=0.1,
+            )
+
+    def advance(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(step * self._batch - self._bar.n)
+
+    def report(self, step: int, values: dict[str, float]) -> float:
+        """Shows the values of a log step and returns images/s since the last one."""
+        now = time.monotonic()
+        last_step, last_time = self._last
+        speed = (step - last_step) * self._batch / max(now - last_time, 1e-9)
+        self._last = (step, now)
+        left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
+        shown = " ".join(f"{name.split('/', 1)[1]} {value:.4g}" for name, value in values.items())
+        line = f"{self._label} step {step}/{self._total} {shown} {speed:,.0f} images/s, {_clock(left)} left"
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+            log.debug(line)
+        else:
+            log.info(line)
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self):
+        """What happens inside (evaluation, saving) does not count as training time."""
+        began = time.monotonic()
+        yield
+        away = time.monotonic() - began
+        self._began, self._last = self._began + away, (self._last[0], self._last[1] + away)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,181 @@
+"""Optimizers over parameters addressed by path: ordered regex rules say what is frozen, how fast each part learns, what decays.
+
+Rules are (pattern, value) pairs; the first pattern that matches the whole path decides, and every parameter must be
+matched. Frozen parameters get no gradient and no optimizer state.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mae_pp_jax.core import schedule
+from mae_pp_jax.core.config import key
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import flatten, unflatten
+
+FROZEN = "frozen"
+Rules = Sequence[tuple[str, Any]]
+
+# MAE excludes 1-D tensors and biases from weight decay (RECIPES: param_groups_weight_decay). Blocks are stacked here,
+# so the same set is named by path: biases and LayerNorm scales.
+NO_DECAY_ON_BIAS_AND_SCALE: Rules = ((r".*(bias|scale)", 0.0), (r".*", 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer, learning rate and schedule."""
+
+    name: str = key("adamw", "update rule", choices=("adamw", "sgd", "lars"))
+    lr: float = key(1.5e-4, "learning rate for `lr_batch` images; scaled linearly with the global batch", low=0.0)
+    lr_batch: int = key(256, "global batch for which `lr` is given; 0: `lr` is absolute", low=0)
+    warmup: str = key("5%", "length of the linear warmup from 0")
+    shape: str = key("cosine", "learning rate after the warmup", choices=("cosine", "constant"))
+    min_lr: float = key(0.0, "learning rate at the end of the cosine, absolute", low=0.0)
+    b1: float = key(0.9, "AdamW first moment decay; momentum of sgd and lars", low=0.0, high=1.0)
+    b2: float = key(0.95, "AdamW second moment decay", low=0.0, high=1.0)
+    weight_decay: float = key(0.05, "decoupled weight decay, multiplied by the learning rate", low=0.0)
+    clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0.0)
+    ema: float = key(0.0, "decay of the average of parameters that is evaluated and handed on; 0: none", low=0.0, high=1.0)
+
+
+def assign(rules: Rules, paths: Sequence[str], what: str) -> dict[str, Any]:
+    """Path → value of the first rule that matches the whole path.
+
+    Raises:
+      UserError: a path that no rule matches.
+    """
+    out = {}
+    for path in paths:
+        for pattern, value in rules:
+            if re.fullmatch(pattern, path):
+                out[path] = value
+                break
+        else:
+            raise UserError(f"{what}: no rule covers the parameter {path}; end the rules with ('.*', …)")
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A pure optimizer over the trainable part of a nested parameter dict."""
+
+    transform: optax.GradientTransformation
+    learning_rate: Callable[[jax.Array], jax.Array]
+    frozen: frozenset[str]
+
+    def split(self, params) -> tuple[dict, dict]:
+        """(trainable, frozen) parameters, each a nested dict; `merge` joins them."""
+        flat = flatten(params)
+        trainable = {p: v for p, v in flat.items() if p not in self.frozen}
+        return unflatten(trainable), unflatten({p: v for p, v in flat.items() if p in self.frozen})
+
+    def init(self, params):
+        """Optimizer state of the trainable parameters."""
+        return self.transform.init(self.split(params)[0])
+
+    def update(self, grads, state, trainable):
+        """(new trainable parameters, new state) for gradients of the trainable parameters."""
+        updates, state = self.transform.update(grads, state, trainable)
+        return optax.apply_updates(trainable, updates), state
+
+
+def merge(trainable, frozen):
+    """The nested dict of both parts."""
+    return unflatten({**flatten(trainable), **flatten(frozen)})
+
+
+def make(
+    config: OptimConfig, shapes: Mapping, *, lr_rules: Rules, decay_rules: Rules, total: int, records: int, global_batch: int
+) -> Optimizer:
+    """Builds the optimizer.
+
+    Args:
+      config: what to build.
+      shapes: nested dict of parameter shapes.
+      lr_rules: value per path: a factor on the learning rate, an array [layers] of factors for stacked blocks
+        (layer-wise decay), or `FROZEN`.
+      decay_rules: value per path: a factor on the weight decay.
+      total: steps of the whole training.
+      records: records in one epoch.
+      global_batch: images a step.
+
+    The factor of `lr_rules` also scales the weight decay, as AdamW's decay is multiplied by the learning rate.
+    """
+    paths = list(flatten(shapes))
+    speed = assign(lr_rules, paths, "learning rate rules")
+    decay = assign(decay_rules, paths, "weight decay rules")
+    frozen = frozenset(p for p, value in speed.items() if isinstance(value, str) and value == FROZEN)
+    if len(frozen) == len(paths):
+        raise UserError("learning rate rules: every parameter is frozen, nothing would train")
+    trainable = [p for p in paths if p not in frozen]
+    speeds, decays = ({p: np.asarray(values[p], np.float32) for p in trainable} for values in (speed, decay))
+    peak = config.lr * (global_batch / config.lr_batch if config.lr_batch else 1.0)
+    warmup = schedule.steps(
+        config.warmup, field="config.optim.warmup", records=records, global_batch=global_batch, total=total
+    )
+    rate = schedule.learning_rate(peak, warmup=warmup, total=total, shape=config.shape, minimum=config.min_lr)
+
+    direction = {
+        "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=1e-8),
+        "sgd": lambda: optax.trace(decay=config.b1),
+        "lars": lambda: optax.trace(decay=config.b1),
+    }[config.name]()
+    weight_decay = _add_decay(unflatten(decays), config.weight_decay)
+    if config.name == "adamw":
+        steps = [direction, weight_decay, _scale(unflatten(speeds)), optax.scale_by_learning_rate(rate)]
+    else:
+        # Classic momentum runs over the whole update, learning rate outside (torch SGD, MAE util/lars.py).
+        trust = [optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), _matrices)] if config.name == "lars" else []
+        steps = [weight_decay, *trust, direction, _scale(unflatten(speeds)), optax.scale_by_learning_rate(rate)]
+    clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    return Optimizer(optax.chain(*clip, *steps), rate, frozen)
+
+
+def layer_decay(rate: float, layers: int, *, prefix: str = "encoder", frozen: Sequence[str] = ()) -> Rules:
+    """Learning rate factors rate^(layers+1-id): id 0 for patches and positions, i+1 for block i, layers+1 for the rest.
+
+    Source: facebookresearch/mae util/lr_decay.py. `frozen` patterns come first.
+    """
+    blocks = np.asarray([rate ** (layers - i) for i in range(layers)], np.float32)
+    return (
+        *((pattern, FROZEN) for pattern in frozen),
+        (rf"{prefix}/(patch_embed/.*|cls_token|pos_embed)", rate ** (layers + 1)),
+        (rf"{prefix}/blocks/.*", blocks),
+        (r".*", 1.0),
+    )
+
+
+def _matrices(tree):
+    """LARS scales and decays only tensors of two or more axes (MAE util/lars.py)."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+
+def _broadcast(factor, leaf):
+    return factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
+
+
+def _scale(factors) -> optax.GradientTransformation:
+    if all(np.all(f == 1.0) for f in jax.tree.leaves(factors)):
+        return optax.identity()
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * _broadcast(f, u), updates, factors))
+
+
+def _add_decay(factors, weight_decay: float) -> optax.GradientTransformation:
+    if not weight_decay:
+        return optax.identity()
+
+    def add(updates, params):
+        return jax.tree.map(lambda u, p, f: u + (weight_decay * f * p if np.any(f) else 0.0), updates, params, factors)
+
+    return optax.stateless(add)
+
+
+def global_norm(tree) -> jax.Array:
+    """Euclidean norm over all leaves, fp32."""
+    return optax.global_norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))

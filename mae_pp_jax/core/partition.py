@@ -1,0 +1,194 @@
+"""One device mesh, and the rules that say how parameters, optimizer state and batches lie on it.
+
+Sharding is data, kept outside the models: `PARAMETER_AXES` names the axes of each parameter by its path, and a table
+of `TABLES` says which named axis is split over which mesh axis. A laptop is the mesh (1, 1, 1).
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mae_pp_jax.core.config import key
+from mae_pp_jax.core.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # a batch is split over both; parameters over `fsdp` and `tensor`
+
+# Parameter path → names of its last axes. Leading axes (the stacked `layers`) are never split. First match wins and
+# the last rule matches everything, so that every leaf has exactly one rule.
+PARAMETER_AXES = (
+    (r".*patch_embed/kernel", ("pixels", "embed")),
+    (r".*(cls_token|pos_embed|mask_token)", (None, "embed")),
+    (r".*attn/qkv/kernel", ("embed", None, "heads", None)),
+    (r".*attn/qkv/bias", (None, "heads", None)),
+    (r".*attn/proj/kernel", ("heads", None, "embed")),
+    (r".*mlp/fc1/kernel", ("embed", "mlp")),
+    (r".*mlp/fc1/bias", ("mlp",)),
+    (r".*mlp/fc2/kernel", ("mlp", "embed")),
+    (r".*decoder/embed/kernel", ("embed", None)),
+    (r".*decoder/pred/kernel", ("embed", None)),
+    (r"head/kernel", ("embed", "classes")),
+    (r".*", ()),
+)
+
+# Named axis → mesh axis. What a table does not name stays whole on every device.
+TABLES: dict[str, dict[str, str]] = {
+    "replicate": {},
+    "fsdp": {"embed": "fsdp"},
+    "fsdp_tensor": {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "classes": "tensor"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Shape of the device mesh; a size of -1 takes the devices that the others leave."""
+
+    data: int = key(-1, "devices over which only the batch is split", low=-1)
+    fsdp: int = key(1, "devices over which batch and parameters are split", low=-1)
+    tensor: int = key(1, "devices over which heads and mlp are split", low=-1)
+    rules: str = key("fsdp_tensor", "table of sharding rules for parameters", choices=tuple(TABLES))
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    shape = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([s for s in shape if s > 0]))
+    if shape.count(-1) == 1 and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if min(shape) < 1 or np.prod(shape) != len(devices):
+        raise UserError(
+            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape))} does not cover {len(devices)} "
+            f"device(s); set the sizes to multiply to {len(devices)}, one of them may be -1"
+        )
+    auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=auto, devices=devices)
+
+
+def check_batch(global_batch: int, mesh: Mesh) -> None:
+    """Raises `UserError` unless the global batch splits evenly over the devices that share it."""
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if global_batch % shards:
+        near = max(shards, round(global_batch / shards) * shards)
+        raise UserError(
+            f"config.global_batch: {global_batch} does not divide over {shards} devices (data × fsdp); "
+            f"use a multiple of {shards}, such as {near}"
+        )
+
+
+def constrain(x: jax.Array, axes: tuple) -> jax.Array:
+    """Pins the layout of an activation at a block border; without a mesh in context it does nothing.
+
+    Args:
+      x: any array.
+      axes: one entry an axis of x: "batch", "heads", "mlp", "classes" (over `tensor`) or None (whole).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    names = {"batch": BATCH_AXES, "heads": "tensor", "mlp": "tensor", "classes": "tensor", None: None}
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names[a] for a in axes)))
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], rules: str, mesh: Mesh) -> PartitionSpec:
+    """Where one parameter lies: its `PARAMETER_AXES` rule under the table `rules`.
+
+    An axis that its mesh axis does not divide stays whole; `table` shows such leaves.
+    """
+    axes = next(axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path))
+    spec: list[str | None] = [None] * len(shape)
+    for offset, name in enumerate(reversed(axes[-len(shape) :] if shape else ())):
+        index, mesh_axis = len(shape) - 1 - offset, TABLES[rules].get(name)
+        if mesh_axis and shape[index] % mesh.shape[mesh_axis] == 0:
+            spec[index] = mesh_axis
+    return PartitionSpec(*spec)
+
+
+def shardings(tree, parameter_paths, rules: str, mesh: Mesh):
+    """Shardings of a whole train state (or of parameters alone).
+
+    A leaf whose key path ends in a parameter's path (the parameter itself, its momentum, its average) lies as that
+    parameter does; everything else (counters, metrics) is replicated.
+
+    Args:
+      tree: pytree of arrays or ShapeDtypeStructs.
+      parameter_paths: the slash paths of all parameters.
+      rules: name of a table.
+      mesh: the mesh.
+    """
+    known = set(parameter_paths)
+
+    def leaf_sharding(key_path, leaf):
+        names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in key_path]
+        for start in range(len(names)):
+            path = "/".join(names[start:])
+            if path in known:
+                return NamedSharding(mesh, parameter_spec(path, leaf.shape, rules, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis of every array of a batch over data × fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows of a batch as global device arrays."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def table(parts: Mapping[str, tuple], mesh: Mesh) -> str:
+    """Text: bytes on one device by part, and leaves above 1% of the total that stayed replicated.
+
+    Args:
+      parts: name → (tree of shapes, tree of shardings).
+      mesh: the mesh.
+    """
+    rows, whole = [], []
+    sizes = {
+        name: [
+            (jax.tree_util.keystr(path, simple=True, separator="/"), leaf, sharding)
+            for (path, leaf), sharding in zip(
+                jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.tree_leaves(placed), strict=True
+            )
+        ]
+        for name, (tree, placed) in parts.items()
+    }
+    total = sum(_bytes(leaf.shape, leaf) for leaves in sizes.values() for _, leaf, _ in leaves)
+    for name, leaves in sizes.items():
+        here = sum(_bytes(sharding.shard_shape(leaf.shape), leaf) for _, leaf, sharding in leaves)
+        full = sum(_bytes(leaf.shape, leaf) for _, leaf, _ in leaves)
+        rows.append(f"  {name:<12} {_human(full):>10} in all {_human(here):>10} a device")
+        whole += [
+            f"{name}/{path}"
+            for path, leaf, sharding in leaves
+            if mesh.size > 1 and sharding.is_fully_replicated and _bytes(leaf.shape, leaf) > 0.01 * total
+        ]
+    shape = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
+    lines = [f"mesh: {shape}", *rows]
+    if whole:
+        lines.append(f"  replicated, each above 1% of the total: {', '.join(whole)}")
+    return "\n".join(lines)
+
+
+def _bytes(shape, leaf) -> int:
+    return int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize
+
+
+def _human(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"

@@ -1,0 +1,123 @@
+"""The contract between a stage and the one training loop.
+
+A stage is an object that says what is trained on what: how parameters start, what the loss of a batch is, who
+evaluates. Loop, sharding, resume, logging and faults know nothing more about it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.handoff import Handoff
+from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig, Rules
+from mae_pp_jax.core.partition import MeshConfig
+
+Params = Mapping[str, Any]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name → (sum, weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFromConfig:
+    """Where the weights come from; empty: random initialisation."""
+
+    run: str = key("", "folder of a finished run whose weights this stage starts from")
+    step: str = key("last", "its checkpoint: 'last' or a step")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save."""
+
+    every: str = key("10%", "length between checkpoints; one is always written at the end")
+    keep: int = key(2, "newest checkpoints kept", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """Keys that every stage has."""
+
+    stage: str = key(doc="name of the stage, as `stages/registry.py` lists it")
+    seed: int = key(0, "seed of initialisation, order of records, augmentation and masking", low=0)
+    train_for: str = key("100 epochs", "length of the training: epochs, steps or images")
+    global_batch: int = key(256, "images an update, over all devices and hosts", low=1)
+    log_every: str = key("1%", "length between rows of training metrics")
+    eval_every: str = key("10%", "length between evaluations; one is always done at the end")
+    optim: OptimConfig = section(OptimConfig)
+    init_from: InitFromConfig = section(InitFromConfig)
+    mesh: MeshConfig = section(MeshConfig, restart=True)
+    checkpoint: CheckpointConfig = section(CheckpointConfig, restart=True)
+    profile: bool = key(False, "leave a profiler trace of ten steps in WORKDIR/profile", restart=True)
+    tensorboard: bool = key(True, "write TensorBoard files into WORKDIR/tensorboard", restart=True)
+
+
+class Evaluator(Protocol):
+    """Measures parameters on data it holds."""
+
+    name: str
+
+    def run(self, params: Params, mesh: Mesh) -> dict[str, float | np.ndarray]:
+        """Name → number, or picture as uint8 [height, width, 3]."""
+
+
+class Stage:
+    """Base of the stages; a subclass is read top to bottom in `stages/NAME.py`.
+
+    Attributes:
+      Config: the stage's config dataclass.
+      config: the resolved config.
+      records: training records in one epoch.
+      dataset: what was trained on, for the lineage: name, split, records, fingerprint.
+      handoff: which weights of earlier stages this one takes.
+      sums: names of the metrics of `loss`; each is a (sum, weight) pair.
+    """
+
+    Config: ClassVar[type[StageConfig]]
+    config: StageConfig
+    records: int
+    dataset: dict[str, Any]
+    handoff: Handoff
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, a nested dict; traceable."""
+        raise NotImplementedError
+
+    def loss(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """(scalar to descend, metrics) of a global batch; traceable."""
+        raise NotImplementedError
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        raise NotImplementedError
+
+    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This host's rows of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""
+        raise NotImplementedError
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of one global batch."""
+        raise NotImplementedError
+
+    def describe_batch(self, step: int) -> str:
+        """Which records made the batch of a step, for the message of a non-finite loss."""
+        raise NotImplementedError
+
+    def train_flops_per_image(self) -> float:
+        """Model FLOPs of one training step divided by the batch: matrix products, forward and backward."""
+        raise NotImplementedError
+
+    def lr_rules(self) -> Rules:
+        """Factors on the learning rate by path, or `optim.FROZEN`."""
+        return ((r".*", 1.0),)
+
+    def decay_rules(self) -> Rules:
+        """Factors on the weight decay by path."""
+        return NO_DECAY_ON_BIAS_AND_SCALE
+
+    def prepare(self, params: Params, mesh: Mesh) -> Params:
+        """Called once on a fresh run after the handoff, for values computed from data with the received weights."""
+        del mesh
+        return params

@@ -1,0 +1,31 @@
+"""Augmentation on the accelerator, inside the jitted step, from the uint8 batch that the host sends."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype=jnp.float32) -> jax.Array:
+    """Scales uint8 pixels to (pixel / 255 - mean) / std.
+
+    Args:
+      images: uint8 [batch, height, width, 3].
+      mean: of each channel, in [0, 1].
+      std: of each channel, in [0, 1].
+      dtype: of the result; the arithmetic is float32.
+    """
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+
+
+def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Mirrors each image of [batch, height, width, channels] left to right with probability one half."""
+    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def denormalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """The inverse of `normalize`, clipped and rounded to uint8, for pictures."""
+    pixels = images.astype(jnp.float32) * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32)
+    return jnp.round(jnp.clip(pixels, 0, 1) * 255).astype(jnp.uint8)

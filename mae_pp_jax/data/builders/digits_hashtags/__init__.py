@@ -1,0 +1,1 @@
+"""The dataset `digits_hashtags`: scanned digits with simulated hashtags."""

@@ -1,0 +1,196 @@
+"""Where records come from: TFDS datasets and folders of images, behind one small random-access interface."""
+
+import dataclasses
+import difflib
+import hashlib
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from mae_pp_jax.core.config import key
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import folder, hashtags, tfds_store
+
+_SIMULATION_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is turned into training and evaluation images."""
+
+    name: str = key("digits_hashtags", "TFDS name (cifar10, imagenet2012:5.*.*, …) or a folder ROOT/CLASS/*.jpg")
+    data_dir: str = key("", "where TFDS keeps its datasets; empty: TFDS's default", restart=True)
+    train_split: str = key("train", "split to train on, in TFDS's syntax (train[:90%])")
+    eval_split: str = key("test", "split to evaluate on")
+    eval_fraction: float = key(0.2, "share of each class held out, for a folder without splits", low=0.0, high=1.0)
+    image_size: int = key(224, "side of the square images in pixels", low=1)
+    crop: str = key("random_resized", "how training images are cropped", choices=("random_resized", "shift", "none"))
+    crop_scale: tuple[float, ...] = key((0.2, 1.0), "random_resized: smallest and largest share of the image's area")
+    crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")
+    shift: int = key(1, "shift: largest move in pixels, zeros come in", low=0)
+    flip: bool = key(True, "mirror half of the training images, on the device")
+    mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")
+    std: tuple[float, ...] = key((0.229, 0.224, 0.225), "standard deviation of each channel, divided by on the device")
+    hashtags: str = key("field", "the dataset's own, or simulated from its labels", choices=("field", "simulated"))
+    max_tags: int = key(16, "hashtags kept an image (the first ones), which fixes the shape of a batch", low=1)
+    cache: str = key("none", "ram: decode once and keep pixels in memory", choices=("none", "ram"), restart=True)
+    threads: int = key(8, "threads that read, decode and crop; 1 is best for tiny images in ram", low=0, restart=True)
+    prefetch: int = key(2, "batches prepared ahead", low=1, restart=True)
+
+    def __post_init__(self):
+        for name, length in (("crop_scale", 2), ("crop_ratio", 2), ("mean", 3), ("std", 3)):
+            if len(getattr(self, name)) != length:
+                raise UserError(f"data.{name}: must be {length} numbers, got {getattr(self, name)}")
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise UserError(f"data.{name}: must be two rising numbers above 0, got {getattr(self, name)}")
+
+
+class Source(Protocol):
+    """Records by index. `source[i]` is a dict of
+
+    - `image`: uint8 [height, width, 3], RGB, decoded, of any size;
+    - `label`: int, if the dataset has labels;
+    - `hashtags`: int32 [tags], ids into `hashtag_names`, if the dataset has hashtags.
+
+    Attributes:
+      class_names: name of each class; empty without labels.
+      hashtag_names: the vocabulary of hashtags; empty without hashtags.
+      fingerprint: a short hash of which records these are.
+    """
+
+    class_names: tuple[str, ...]
+    hashtag_names: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+    def labels(self) -> np.ndarray:
+        """The classes of all records, int32 [records], without decoding an image."""
+
+    def describe(self, index: int) -> str:
+        """Where a record comes from, for messages to people."""
+
+
+def open_source(config: DataConfig, split: str) -> Source:
+    """Opens one split of the dataset `config.name`; prepares it first if TFDS can and has not yet.
+
+    Raises:
+      UserError: no such dataset, folder or split; a folder of the wrong make; a dataset without images; no network.
+    """
+    path = pathlib.Path(config.name).expanduser()
+    if path.is_dir():
+        names = (config.train_split, config.eval_split)
+        source = folder.FolderSource(path, split, unsplit_names=names, eval_fraction=config.eval_fraction)
+    elif config.name.startswith(("/", ".", "~")):
+        near = difflib.get_close_matches(path.name, _folders(path.parent), n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else f" in {_nearest_parent(path)}"
+        raise UserError(f"data.name: no folder {path}{hint}")
+    else:
+        source = tfds_store.TfdsSource(config.name, config.data_dir, split)
+    if config.hashtags == "simulated":
+        source = SimulatedHashtags(source)
+    return InMemory(source) if config.cache == "ram" else source
+
+
+class Subset:
+    """The chosen records of another source, in the order of `indices` (int [records])."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source = source
+        self._indices = np.asarray(indices, np.int64)
+        self.class_names = source.class_names
+        self.hashtag_names = source.hashtag_names
+        self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[int(self._indices[index])]
+
+    def labels(self) -> np.ndarray:
+        return self._source.labels()[self._indices]
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(int(self._indices[index]))
+
+
+class InMemory:
+    """Keeps every record of another source, decoded, from its first use on."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._records: list[dict | None] = [None] * len(source)
+        self.class_names = source.class_names
+        self.hashtag_names = source.hashtag_names
+        self.fingerprint = source.fingerprint
+        self.labels = source.labels
+        self.describe = source.describe
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self._records[index]
+        if record is None:  # two threads may both come here; they store the same thing
+            record = self._records[index] = self._source[index]
+        return record
+
+
+class SimulatedHashtags:
+    """A labelled source with hashtags drawn by `hashtags.simulate` in place of any of its own."""
+
+    def __init__(self, source: Source):
+        if not source.class_names:
+            raise UserError("data.hashtags: 'simulated' needs a dataset with labels, and this one has none")
+        self._source = source
+        self._tags, self.hashtag_names = hashtags.simulate(source.labels(), source.class_names, seed=_SIMULATION_SEED)
+        self.class_names = source.class_names
+        self.fingerprint = digest(source.fingerprint, *(tags.tobytes() for tags in self._tags))
+        self.labels = source.labels
+        self.describe = source.describe
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[index] | {"hashtags": self._tags[index]}
+
+
+def few_shot_indices(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Draws `shots` distinct records of each class, all of a class that has fewer.
+
+    Args:
+      labels: int [records]; negative labels are unknown and never drawn.
+      shots: records a class.
+      seed: of the draw; one draw for k shots begins with the draw for k - 1 shots of the same seed in each class.
+
+    Returns:
+      int64 [chosen], sorted by class.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.asarray(labels)
+    classes = np.unique(labels[labels >= 0])
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in classes]).astype(np.int64)
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short stable hash of texts and bytes: 16 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        sha.update(len(part).to_bytes(8, "little") + part)
+    return sha.hexdigest()[:16]
+
+
+def _folders(path: pathlib.Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def _nearest_parent(path: pathlib.Path) -> pathlib.Path:
+    return next(p for p in path.absolute().parents if p.is_dir())

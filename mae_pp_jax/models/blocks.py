@@ -1,0 +1,111 @@
+"""The pre-norm transformer block that encoder and decoder are stacks of, as in timm's and MAE's Vision Transformers.
+
+Parameters are float32. Matmuls run in the compute dtype; LayerNorm and softmax in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mae_pp_jax.core import functional
+from mae_pp_jax.core.partition import constrain
+
+TOKEN_AXES = ("batch", None, None)  # how activations [batch, tokens, width] lie on the mesh
+xavier_uniform = nnx.initializers.xavier_uniform()
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, eps 1e-6, computed in float32, returned in `dtype`."""
+
+    def __init__(self, width: int, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centered = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+        return (centered * jax.lax.rsqrt(variance + 1e-6) * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over [batch, tokens, width].
+
+    Heads have an axis of their own in both kernels, so that they can be split over devices. The kernels are initialised
+    as MAE's fused matrices: Xavier-uniform with fan-out 3 · width for qkv.
+    """
+
+    def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        head_dim = width // heads
+        self.qkv = nnx.LinearGeneral(
+            width, (3, heads, head_dim), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
+        )
+        self.proj = nnx.LinearGeneral(
+            (heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        query, key, value = jnp.unstack(self.qkv(x), axis=2)  # each [batch, tokens, heads, head_dim]
+        return self.proj(jax.nn.dot_product_attention(query, key, value))
+
+
+class Mlp(nnx.Module):
+    """Two layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(width, hidden, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, width, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """x + Attention(LayerNorm(x)), then x + Mlp(LayerNorm(x)).
+
+    Args:
+      width: channels of a token.
+      heads: attention heads.
+      mlp: hidden width of the MLP.
+      dtype: compute dtype.
+      rngs: keys for initialisation.
+    """
+
+    def __init__(self, width: int, heads: int, mlp: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(width, dtype)
+        self.attn = Attention(width, heads, dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, dtype)
+        self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, branch_scale: jax.Array | None = None) -> jax.Array:
+        """Tokens [batch, tokens, width] → the same.
+
+        Args:
+          x: tokens.
+          branch_scale: [2, batch], what each sample's attention and MLP branch are multiplied with; see `drop_path`.
+        """
+        attn = self.attn(self.norm1(x))
+        x = x + (attn if branch_scale is None else attn * branch_scale[0, :, None, None].astype(attn.dtype))
+        mlp = self.mlp(self.norm2(x))
+        x = x + (mlp if branch_scale is None else mlp * branch_scale[1, :, None, None].astype(mlp.dtype))
+        return constrain(x, TOKEN_AXES)
+
+
+def drop_path(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
+    """Stochastic depth for a whole stack: which branches of which samples are dropped, drawn at once.
+
+    Block i of `depth` drops each of its two branches with probability rate · i / (depth - 1), for each sample apart, and
+    scales the branches that it keeps by 1 / (1 - that probability).
+
+    Args:
+      key: random key.
+      rate: probability at the last block.
+      depth: number of blocks.
+      batch: number of samples.
+
+    Returns:
+      [layers, 2, batch] float32, the scale of each block's attention and MLP branch.
+    """
+    keep = 1.0 - jnp.linspace(0.0, rate, depth)[:, None, None]
+    return jax.random.bernoulli(key, keep, (depth, 2, batch)) / keep

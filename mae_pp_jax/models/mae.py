@@ -1,0 +1,196 @@
+"""The masked autoencoder (He et al. 2021): the encoder sees a quarter of the patches, a small decoder paints the rest."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mae_pp_jax.core import functional
+from mae_pp_jax.core.config import key as config_key
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.partition import constrain
+from mae_pp_jax.models import masking, positions
+from mae_pp_jax.models.blocks import TOKEN_AXES, Block, LayerNorm, xavier_uniform
+from mae_pp_jax.models.vit import (
+    Encoder,
+    VitConfig,
+    block_flops,
+    check_width,
+    dimensions,
+    forward_flops,
+    grid_side,
+    patchify,
+    unpatchify,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaeConfig:
+    """Masking, decoder and target."""
+
+    decoder_width: int = config_key(512, "channels of a token in the decoder", low=4)
+    decoder_depth: int = config_key(8, "blocks of the decoder", low=1)
+    decoder_heads: int = config_key(16, "attention heads of the decoder", low=1)
+    mask_ratio: float = config_key(0.75, "share of the patches of each image that are masked", low=0.0, high=1.0)
+    normalize_target: bool = config_key(True, "whether each target patch is normalised by its own mean and deviation")
+
+
+def visible_patches(config: MaeConfig, patches: int) -> int:
+    """How many of the patches of an image stay visible.
+
+    Raises:
+      UserError: none or all of them.
+    """
+    visible = int(patches * (1 - config.mask_ratio))
+    if not 0 < visible < patches:
+        raise UserError(
+            f"config.mae.mask_ratio: {config.mask_ratio} of {patches} patches leaves {visible} visible; at least one "
+            f"must be visible and one masked: use a ratio such as 0.75 or smaller patches"
+        )
+    return visible
+
+
+class Decoder(nnx.Module):
+    """Visible tokens to pixels of all patches.
+
+    Parameters: `embed`, `mask_token` [1, width], `pos_embed` [tokens, width] (fixed sin-cos), `blocks/…`, `norm`, `pred`.
+
+    Args:
+      config: width, depth and heads; the hidden width of the MLPs is 4 · width.
+      encoder: the encoder whose tokens it takes.
+      rngs: keys for initialisation.
+    """
+
+    def __init__(self, config: MaeConfig, encoder: Encoder, *, rngs: nnx.Rngs):
+        width, heads, dtype = config.decoder_width, config.decoder_heads, encoder.dtype
+        check_width("config.mae", width, heads, prefix="decoder_")
+        self.remat, self.dtype = encoder.config.remat, dtype
+        self.cls_tokens = int(encoder.config.cls_token)
+        self.embed = nnx.Linear(encoder.dims.width, width, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+        self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
+        table = positions.sincos_2d(width, encoder.grid, encoder.grid, encoder.config.cls_token)
+        self.pos_embed = nnx.Param(jnp.asarray(table))
+        self.blocks = functional.stack(
+            lambda r: Block(width, heads, 4 * width, dtype, rngs=r), config.decoder_depth, rngs
+        )
+        self.norm = LayerNorm(width, dtype)
+        self.pred = nnx.Linear(width, encoder.dims.patch**2 * 3, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, select: jax.Array, mask: jax.Array) -> jax.Array:
+        """Paints all patches.
+
+        Args:
+          tokens: [batch, cls + visible, encoder width].
+          select: [batch, visible, patches], from `masking.select_visible`.
+          mask: [batch, patches], from `masking.select_visible`.
+
+        Returns:
+          [batch, patches, patch · patch · 3], float32.
+        """
+        x = self.embed(tokens)
+        cls, visible = x[:, : self.cls_tokens], x[:, self.cls_tokens :]
+        patches = masking.restore_patches(select, visible, mask, self.mask_token[...])
+        x = jnp.concatenate([cls, patches], axis=1) + jax.lax.stop_gradient(self.pos_embed[...]).astype(self.dtype)
+        x = functional.scan(self.blocks, constrain(x, TOKEN_AXES), remat=self.remat)
+        return self.pred(self.norm(x))[:, self.cls_tokens :].astype(jnp.float32)
+
+
+class Mae(nnx.Module):
+    """Encoder, decoder and loss: parameters `encoder/…` and `decoder/…`.
+
+    Args:
+      encoder_config: the encoder; it ends in `norm` whatever its `pool` says.
+      config: masking, decoder and target.
+      image_size: side of the square images, pixels.
+      rngs: keys for initialisation.
+
+    Raises:
+      UserError: sizes that do not fit one another.
+    """
+
+    def __init__(self, encoder_config: VitConfig, config: MaeConfig, image_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(encoder_config, image_size, pooled=False, rngs=rngs)
+        self.patches = self.encoder.grid**2
+        self.visible = visible_patches(config, self.patches)
+        self.decoder = Decoder(config, self.encoder, rngs=rngs)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        noise: jax.Array | None = None,
+        train: bool = False,
+    ) -> dict[str, jax.Array]:
+        """Masks, encodes, decodes and compares.
+
+        Args:
+          images: [batch, height, width, 3], normalised floats.
+          key: key for the mask and for drop path.
+          noise: [batch, patches]; when given, the patches of smallest noise stay visible and `key` draws no mask.
+          train: whether drop path acts.
+
+        Returns:
+          loss: [batch] float32, the mean squared error over the pixels of an image's masked patches.
+          prediction: [batch, patches, patch · patch · 3] float32, in units of the target.
+          mask: [batch, patches] float32, 1 for masked patches.
+        """
+        if key is None and noise is None:
+            raise ValueError("the mask needs a key or noise")
+        mask_key, path_key = (None, None) if key is None else jax.random.split(key)
+        if noise is None:
+            noise = jax.random.uniform(mask_key, (images.shape[0], self.patches))
+        select, mask = masking.select_visible(noise, self.visible)
+        tokens = self.encoder(images, select=select, key=path_key, train=train)
+        prediction = self.decoder(tokens, select, mask)
+        target, _, _ = self._target(images)
+        error = jnp.mean(jnp.square(prediction - target), axis=-1)
+        loss = jnp.sum(error * mask, axis=-1) / (self.patches - self.visible)
+        return dict(loss=loss, prediction=prediction, mask=mask)
+
+    def reconstruct(self, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """Pictures of what the model sees and paints.
+
+        Args:
+          images: [batch, height, width, 3], normalised floats.
+          key: key for the mask.
+
+        Returns:
+          masked: [batch, height, width, 3], the images with 0 (the data set's mean colour) in the masked patches.
+          reconstruction: [batch, height, width, 3], the images with the prediction in the masked patches. Where the target
+            is normalised, the patch's own mean and deviation bring the prediction back to pixels.
+        """
+        out = self(images, key)
+        _, mean, deviation = self._target(images)
+        original, mask = patchify(images, self.encoder.dims.patch), out["mask"][:, :, None]
+        painted = out["prediction"] * deviation + mean
+
+        def picture(patches):
+            return unpatchify(patches, self.encoder.dims.patch, (self.encoder.grid, self.encoder.grid))
+
+        return dict(
+            masked=picture(original * (1 - mask)),
+            reconstruction=picture(original * (1 - mask) + painted * mask),
+        )
+
+    def _target(self, images: jax.Array) -> tuple[jax.Array, jax.Array | float, jax.Array | float]:
+        """The pixels to predict [batch, patches, pixels] in float32, and the mean and deviation taken off them."""
+        pixels = patchify(images.astype(jnp.float32), self.encoder.dims.patch)
+        if not self.config.normalize_target:
+            return pixels, 0.0, 1.0
+        mean = jnp.mean(pixels, axis=-1, keepdims=True)
+        # MAE's variance is PyTorch's: unbiased, and eps stands inside the root.
+        deviation = jnp.sqrt(jnp.var(pixels, axis=-1, keepdims=True, ddof=1) + 1e-6)
+        return (pixels - mean) / deviation, mean, deviation
+
+
+def mae_forward_flops(encoder_config: VitConfig, config: MaeConfig, image_size: int) -> float:
+    """FLOPs of one image's forward pass, counted as `vit.forward_flops` does: encoder on visible patches, and decoder."""
+    patch, encoder_width, *_ = dimensions(encoder_config)
+    patches, cls = grid_side(encoder_config, image_size) ** 2, int(encoder_config.cls_token)
+    visible, width = visible_patches(config, patches), config.decoder_width
+    encoder = forward_flops(encoder_config, image_size, tokens=cls + visible)
+    blocks = config.decoder_depth * block_flops(width, 4 * width, cls + patches)
+    return encoder + blocks + 2.0 * width * ((cls + visible) * encoder_width + (cls + patches) * patch**2 * 3)

@@ -1,0 +1,294 @@
+"""The Vision Transformer that every stage shares: its sizes, its encoder, and the classifier on top of it.
+
+Dimensions and initialisation follow MAE (He et al. 2021) and, for the large sizes, MAWS (Singh et al. 2023).
+"""
+
+import dataclasses
+import difflib
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mae_pp_jax.core import functional
+from mae_pp_jax.core.config import key as config_key
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.partition import constrain
+from mae_pp_jax.models import masking, positions
+from mae_pp_jax.models.blocks import TOKEN_AXES, Block, LayerNorm, drop_path, xavier_uniform
+
+# Name → width, depth, heads; the hidden width of the MLP is 4 · width.
+SIZES = {
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+    "2B": (2560, 24, 32),
+    "6.5B": (4096, 32, 32),
+}
+
+# Standard deviation of the classifier's kernel. `small`: MAE's full finetuning; `probe`: MAE's linear probe.
+HEAD_INITS = {"zeros": 0.0, "small": 2e-5, "probe": 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """Shape and numerics of the encoder."""
+
+    size: str = config_key("B/16", f"{', '.join(SIZES)}, and after a slash the side of a patch in pixels")
+    width: int = config_key(0, "channels of a token, 0 = as the size says", low=0)
+    depth: int = config_key(0, "number of blocks, 0 = as the size says", low=0)
+    heads: int = config_key(0, "attention heads, 0 = as the size says", low=0)
+    mlp: int = config_key(0, "hidden width of the MLPs, 0 = 4 x width", low=0)
+    drop_path: float = config_key(0.0, "stochastic depth rate of the last block, 0 at the first", low=0.0, high=0.99)
+    pool: str = config_key(
+        "cls",
+        "feature of an image: class token after `norm`, or mean of patches then `fc_norm` (no `norm`); unused by mae",
+        choices=("cls", "mean"),
+    )
+    cls_token: bool = config_key(True, "whether a class token goes along with the patches")
+    positions: str = config_key(
+        "learned",
+        "position table: fixed sin-cos, or trained starting from it",
+        choices=("sincos", "learned"),
+    )
+    remat: str = config_key(
+        "none",
+        "what the backward pass recomputes: nothing, all of a block, or all but its matmuls with weights",
+        choices=tuple(functional.REMAT),
+        restart=True,
+    )
+    dtype: str = config_key(
+        "auto",
+        "compute dtype (parameters are float32); auto = bfloat16 on accelerators, float32 on CPU",
+        choices=("auto", "float32", "bfloat16"),
+    )
+
+
+class Dimensions(NamedTuple):
+    """What a size name and its overrides come to."""
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+
+def dimensions(config: VitConfig) -> Dimensions:
+    """Resolves `config.size` and its overrides.
+
+    Raises:
+      UserError: unknown size, or a width that does not fit the heads or the position table.
+    """
+    match = re.fullmatch(r"([^/]+)/([1-9]\d*)", config.size)
+    if not match or match[1] not in SIZES:
+        name, _, patch = config.size.partition("/")
+        near = difflib.get_close_matches(name.upper(), SIZES, n=1, cutoff=0.3) or ["B"]
+        raise UserError(
+            f"config.model.size: {config.size!r} is no size; did you mean '{near[0]}/{patch if patch.isdigit() else 16}'? "
+            f"Known: {', '.join(SIZES)}, each followed by / and the side of a patch"
+        )
+    width, depth, heads = SIZES[match[1]]
+    width, depth, heads = config.width or width, config.depth or depth, config.heads or heads
+    check_width("config.model", width, heads)
+    return Dimensions(int(match[2]), width, depth, heads, config.mlp or 4 * width)
+
+
+def check_width(where: str, width: int, heads: int, prefix: str = "") -> None:
+    """Raises `UserError` unless `width` divides by the heads and by 4, as the sin-cos table needs.
+
+    Args:
+      where: the config section to blame.
+      width: channels of a token.
+      heads: attention heads.
+      prefix: what stands before `width` and `heads` in the names of the keys.
+    """
+    if width % heads or width % 4:
+        raise UserError(
+            f"{where}.{prefix}width: {width} must be a multiple of 4 and of {prefix}heads = {heads}; "
+            f"set {prefix}width or {prefix}heads"
+        )
+
+
+def grid_side(config: VitConfig, image_size: int) -> int:
+    """Patches along one side of a square image.
+
+    Raises:
+      UserError: the image does not divide into patches.
+    """
+    patch = dimensions(config).patch
+    if image_size < patch or image_size % patch:
+        near = max(1, round(image_size / patch)) * patch
+        raise UserError(
+            f"config.data.image_size: {image_size} does not divide into patches of {patch} (config.model.size = "
+            f"{config.size}); use an image size such as {near} or another patch"
+        )
+    return image_size // patch
+
+
+def compute_dtype(config: VitConfig) -> jnp.dtype:
+    """The dtype of matmuls and activations; `auto` asks which backend JAX runs on."""
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(auto if config.dtype == "auto" else config.dtype)
+
+
+def patchify(images: jax.Array, patch: int) -> jax.Array:
+    """Images [batch, height, width, 3] → [batch, patches, patch · patch · 3], pixels in (row, column, rgb) order."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    tiles = images.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(batch, rows * columns, patch * patch * channels)
+
+
+def unpatchify(patches: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
+    """The inverse of `patchify` for a grid of (rows, columns) patches."""
+    rows, columns = grid
+    tiles = patches.reshape(patches.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(patches.shape[0], rows * patch, columns * patch, -1)
+
+
+class Encoder(nnx.Module):
+    """Images to tokens.
+
+    Parameters: `patch_embed/{kernel, bias}`, `cls_token` [1, width], `pos_embed` [tokens, width] (class token first),
+    `blocks/…` (each with a leading `layers` axis), and the last norm: `norm` acts on all tokens; with pooling by mean,
+    `fc_norm` takes its place and acts on the mean, as in MAE's finetuning.
+
+    The position table is always a parameter, so that it moves between stages like any other: fixed (gradient stopped)
+    or trained, it starts as the sin-cos table.
+
+    Args:
+      config: shape and numerics.
+      image_size: side of the square images, pixels.
+      pooled: whether `pool_tokens` will be called. If not, the last norm is `norm` whatever `config.pool` says.
+      rngs: keys for initialisation.
+
+    Raises:
+      UserError: unknown size, image size not divisible by the patch, pooling by a class token that is switched off.
+    """
+
+    def __init__(self, config: VitConfig, image_size: int, *, pooled: bool = True, rngs: nnx.Rngs):
+        if pooled and config.pool == "cls" and not config.cls_token:
+            raise UserError("config.model.pool: 'cls' needs the class token; set cls_token=true or pool=mean")
+        self.config, self.dims, self.dtype = config, dimensions(config), compute_dtype(config)
+        self.grid = grid_side(config, image_size)
+        patch, width, depth, heads, mlp = self.dims
+        self.patch_embed = nnx.Linear(
+            patch * patch * 3, width, kernel_init=xavier_uniform, dtype=self.dtype, rngs=rngs
+        )
+        if config.cls_token:
+            self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
+        self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, self.grid, self.grid, config.cls_token)))
+        self.blocks = functional.stack(lambda r: Block(width, heads, mlp, self.dtype, rngs=r), depth, rngs)
+        self.mean_pool = pooled and config.pool == "mean"
+        if self.mean_pool:
+            self.fc_norm = LayerNorm(width, self.dtype)
+        else:
+            self.norm = LayerNorm(width, self.dtype)
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Images [batch, height, width, 3], normalised floats → patches [batch, patches, width] with positions."""
+        x = self.patch_embed(patchify(images, self.dims.patch))
+        return constrain(x + self._positions()[int(self.config.cls_token) :], TOKEN_AXES)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        select: jax.Array | None = None,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Encodes images.
+
+        Args:
+          images: [batch, height, width, 3], normalised floats.
+          select: [batch, visible, patches] one-hot rows; only the patches that they pick enter the blocks.
+          key: key for drop path; needed to train with `drop_path` above 0.
+          train: whether drop path acts.
+
+        Returns:
+          Tokens [batch, tokens, width] in the compute dtype, class token (if there is one) first.
+        """
+        if train and self.config.drop_path and key is None:
+            raise ValueError("training with drop path needs a key")
+        x = self.embed(images)
+        if select is not None:
+            x = masking.gather_visible(select, x)
+        if self.config.cls_token:
+            cls = self.cls_token[...].astype(self.dtype) + self._positions()[:1]
+            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape)), x], axis=1)
+        drop = ()
+        if train and self.config.drop_path:
+            drop = (drop_path(key, self.config.drop_path, self.dims.depth, x.shape[0]),)
+        x = functional.scan(self.blocks, x, *drop, remat=self.config.remat)
+        return x if self.mean_pool else self.norm(x)
+
+    def pool_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [batch, tokens, width] as `__call__` returns them → one feature an image [batch, width]."""
+        if self.mean_pool:
+            return self.fc_norm(jnp.mean(tokens[:, int(self.config.cls_token) :], axis=1, dtype=jnp.float32))
+        return tokens[:, 0]
+
+    def _positions(self) -> jax.Array:
+        table = self.pos_embed[...]
+        if self.config.positions == "sincos":
+            table = jax.lax.stop_gradient(table)
+        return table.astype(self.dtype)
+
+
+class Classifier(nnx.Module):
+    """An encoder, pooling, and a linear head: parameters `encoder/…` and `head/{kernel [width, classes], bias}`.
+
+    Args:
+      config: shape and numerics of the encoder.
+      image_size: side of the square images, pixels.
+      classes: number of classes (or hashtags).
+      head_init: how the kernel of the head starts, a name of `HEAD_INITS`; its bias starts at 0.
+      rngs: keys for initialisation.
+    """
+
+    def __init__(self, config: VitConfig, image_size: int, classes: int, *, head_init: str, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, image_size, rngs=rngs)
+        self.head = nnx.Linear(
+            self.encoder.dims.width,
+            classes,
+            # MAE's trunc_normal_ cuts at ±2, which at these deviations is no cut at all.
+            kernel_init=nnx.initializers.normal(HEAD_INITS[head_init]),
+            dtype=self.encoder.dtype,
+            preferred_element_type=jnp.float32,
+            rngs=rngs,
+        )
+
+    def __call__(self, images: jax.Array, key: jax.Array | None = None, train: bool = False) -> jax.Array:
+        """Images [batch, height, width, 3] → logits [batch, classes], float32."""
+        tokens = self.encoder(images, key=key, train=train)
+        return self.head(self.encoder.pool_tokens(tokens)).astype(jnp.float32)
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Images [batch, height, width, 3] → the input of the head [batch, width], float32."""
+        return self.encoder.pool_tokens(self.encoder(images)).astype(jnp.float32)
+
+
+def block_flops(width: int, mlp: int, tokens: int) -> float:
+    """FLOPs of the matmuls of one block for one image, 2 a multiply-add: qkv, scores, mixing, proj and the MLP."""
+    return 2.0 * tokens * width * (4 * width + 2 * tokens + 2 * mlp)
+
+
+def forward_flops(config: VitConfig, image_size: int, tokens: int | None = None, classes: int = 0) -> float:
+    """FLOPs of one image's forward pass: the matmuls of patch embedding, blocks and head, 2 a multiply-add.
+
+    Args:
+      config: the encoder.
+      image_size: side of the square images, pixels.
+      tokens: tokens that enter the blocks; all patches and the class token when not given.
+      classes: columns of the head.
+    """
+    patch, width, depth, _, mlp = dimensions(config)
+    patches = grid_side(config, image_size) ** 2
+    tokens = patches + int(config.cls_token) if tokens is None else tokens
+    return 2.0 * patches * patch**2 * 3 * width + depth * block_flops(width, mlp, tokens) + 2.0 * width * classes

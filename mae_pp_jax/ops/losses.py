@@ -1,0 +1,49 @@
+"""Classification losses and the targets that they compare with."""
+
+import jax
+import jax.numpy as jnp
+
+
+def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy against soft targets, -Σ targets · log softmax(logits), computed in float32.
+
+    Args:
+      logits: [batch, classes].
+      targets: [batch, classes], rows that sum to 1. A row of zeros has loss 0.
+
+    Returns:
+      [batch], nats.
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(targets.astype(jnp.float32) * log_probabilities, axis=-1)
+
+
+def smooth_labels(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
+    """Smoothed one-hot targets as timm makes them: smoothing/classes off the label, 1 - smoothing more on it.
+
+    Args:
+      labels: [batch] whole numbers in [0, classes).
+      classes: number of classes.
+      smoothing: 0 gives one-hot targets.
+
+    Returns:
+      [batch, classes], float32.
+    """
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32) * (1.0 - smoothing) + smoothing / classes
+
+
+def hashtag_targets(ids: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
+    """Targets of weakly supervised pretraining: 1/K on each of an image's K different hashtags (Mahajan et al. 2018).
+
+    Args:
+      ids: [batch, max_tags] int32, padded with -1. A hashtag that an image carries twice counts once.
+      vocabulary: number of hashtags.
+
+    Returns:
+      targets: [batch, vocabulary] float32. Rows sum to 1, or are zero where an image has no hashtag.
+      weight: [batch] float32, 1 for images with at least one hashtag, else 0: their weight in the mean of the loss.
+    """
+    present = jnp.any(ids[:, :, None] == jnp.arange(vocabulary), axis=1)
+    count = jnp.sum(present, axis=-1, keepdims=True)
+    targets = present.astype(jnp.float32) / jnp.maximum(count, 1)
+    return targets, (count[:, 0] > 0).astype(jnp.float32)

@@ -1,0 +1,253 @@
+"""Lays the report out as one HTML file that needs nothing else: no script, no font, no address it loads from.
+
+Whatever comes from the pipeline's folder is escaped where it enters the page; only this package's own markup is not.
+"""
+
+import base64
+import html
+import importlib.resources
+import json
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+from mae_pp_jax.reporting import charts, gather
+from mae_pp_jax.reporting.gather import Pipeline, Run, Score
+
+STAGES = {
+    "mae": "MAE pre-pretraining",
+    "wsp": "WSP, weakly supervised pretraining",
+    "classify": "Finetuning",
+    "linear": "Linear probe",
+    "low_shot": "Low-shot",
+}
+TASKS = {
+    "finetune": "every weight is trained further on the labelled images",
+    "linear": "the weights stay frozen; a linear classifier is trained on their features",
+    "5-shot": "the weights stay frozen; the classifier on their features sees five labelled images of each class",
+}
+# Name of the held-out curve beside the loss, with what its axis is called; the first that a stage recorded is drawn.
+_QUALITY = {"test/accuracy": "held-out accuracy (%)", "test/tag_precision": "precision of the top hashtag (%)"}
+_INTRODUCTION = """
+Which start serves a Vision Transformer best? <b>MAE</b> learns by filling in masked patches of images without any
+labels; <b>WSP</b> learns to predict the noisy hashtags that images carry; <b>MAE→WSP</b> does the first and then the
+second. Each of these, and <b>random</b> weights, was then the starting point for the same tasks on
+{data}. The comparison follows <cite>The effectiveness of MAE pre-pretraining for billion-scale pretraining</cite>
+(Singh et al., 2023), at a scale that fits the machine it ran on.
+"""
+_STAGE_COLUMNS = (
+    "stage", "starts from", "runs", "images seen<br>each", "wall time<br>together", "images/s", "parameters", "weights came from",
+)
+
+
+def render(pipeline: Pipeline) -> str:
+    """The report as the text of an HTML file."""
+    compared = [run for run in pipeline.runs if run.task]
+    scores = gather.scores(compared)
+    looks = charts.looks(gather.inits(pipeline.runs))
+    parts = [
+        f"<h1>{_e(pipeline.title)}</h1>",
+        f"<p>{_INTRODUCTION.format(data=f'<b>{_e(pipeline.data)}</b>')}</p>",
+        _missing(pipeline.runs),
+        _accuracies(compared, scores, looks),
+        _curves(pipeline.runs, looks),
+        _reconstructions(pipeline.runs),
+        _stages(pipeline),
+        _other_data(pipeline),
+    ]
+    style = importlib.resources.files(__package__).joinpath("style.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_e(pipeline.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _missing(runs: Sequence[Run]) -> str:
+    """Names the runs whose results are not in; empty when all are."""
+    items = [f"<li><code>{_e(run.name)}</code>: {run.state}</li>" for run in runs if run.state != "finished"]
+    if not items:
+        return ""
+    return (
+        f'<div class="note"><b>{len(items)} of {len(runs)} runs are not in this report.</b> The pipeline command '
+        f"goes on where it stopped and writes the report anew.<ul>{''.join(items)}</ul></div>"
+    )
+
+
+def _accuracies(compared: Sequence[Run], scores: Sequence[Score], looks: Mapping[str, charts.Look]) -> str:
+    inits, tasks = gather.inits(compared), gather.tasks(compared)
+    found = {(score.init, score.task): score for score in scores}
+    best = {task: max((s.mean for s in scores if s.task == task), default=None) for task in tasks}
+    head = "".join(f"<th>{_e(task)}</th>" for task in tasks)
+    lines = []
+    for init in inits:
+        cells = "".join(_cell(found.get((init, task)), best[task]) for task in tasks)
+        lines.append(f"<tr><th>{_e(init)}</th>{cells}</tr>")
+    table = f'<table class="scores"><thead><tr><th>starts from</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    what = "".join(f"<li><b>{_e(task)}</b>: {TASKS[task]}</li>" for task in tasks if task in TASKS)
+    chart = _figure(
+        charts.accuracies(scores, inits, tasks, looks),
+        "Dots are means; bars reach one standard deviation to either side. The axis need not begin at 0.",
+    ) if scores else '<p class="quiet">No task has a result yet, so there is no chart.</p>'
+    return f"""<h2>What each start is worth</h2>
+<p>Accuracy on held-out images, in percent: mean ± standard deviation over seeds, which for few labelled images are
+draws of those images. A difference that is smaller than the spread is no ranking.</p>
+<div class="panels"><div><div class="wide">{table}</div><ul class="quiet">{what}</ul></div>{chart}</div>"""
+
+
+def _cell(score: Score | None, best: float | None) -> str:
+    if score is None:
+        return '<td>–<small>no result</small></td>'
+    spread = "" if score.std is None else f" ± {100 * score.std:.1f}"
+    seeds = "1 seed" if score.seeds == 1 else f"{score.seeds} seeds"
+    kind, mark = ("best", "<small>highest</small>") if score.mean == best else ("", "")
+    return f'<td class="{kind}">{100 * score.mean:.1f}{spread}{mark}<small>{seeds}</small></td>'
+
+
+def _curves(runs: Sequence[Run], looks: Mapping[str, charts.Look]) -> str:
+    parts, without = [], []
+    for stage in dict.fromkeys(run.stage for run in runs):
+        members = [run for run in runs if run.stage == stage]
+        panels = _panels(stage, members, looks)
+        title = STAGES.get(stage, stage)
+        if panels:
+            parts.append(f'<h3>{_e(title)}</h3><div class="panels">{"".join(panels)}</div>')
+        else:
+            without.append(_e(title))
+    if without:
+        parts.append(f'<p class="quiet">No curves were recorded for: {", ".join(without)}.</p>')
+    return f"""<h2>How they learn</h2>
+<p>Thick lines with markers are held-out images, thin lines the training images; colour and marker say which weights a
+run started from. Bands reach from the lowest to the highest seed.</p>
+{"".join(parts)}"""
+
+
+def _panels(stage: str, members: Sequence[Run], looks: Mapping[str, charts.Look]) -> list[str]:
+    """Figures of a stage kind: its loss and, where it was recorded, its quality."""
+
+    def series(name: str) -> dict:
+        found = {init: gather.curve((r for r in members if r.init == init), name) for init in gather.inits(members)}
+        return {init: points for init, points in found.items() if len(points) > 1}
+
+    panels = []
+    held_out, training = series("test/loss"), series("train/loss")
+    if held_out or training:
+        chart = charts.curves(held_out, training, looks=looks, label="loss", name=f"{stage}-loss")
+        panels.append(_figure(chart))
+    for name, label in _QUALITY.items():
+        if quality := series(name):
+            chart = charts.curves(quality, {}, looks=looks, label=label, name=f"{stage}-quality", scale=100)
+            panels.append(_figure(chart))
+            break
+    return panels
+
+
+def _reconstructions(runs: Iterable[Run]) -> str:
+    figures = []
+    for run in (run for run in runs if run.stage == "mae"):
+        content = run.picture.read_bytes() if run.picture else b""
+        if not (content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")):
+            figures.append(f'<p class="quiet">There is no reconstruction of <code>{_e(run.name)}</code>.</p>')
+            continue
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        step = run.picture.stem.rpartition("_")[2]
+        figures.append(
+            f'<figure><img src="{source}" alt="Original, masked and reconstructed images of {_e(run.name)}">'
+            f"<figcaption><code>{_e(run.name)}</code> after {int(step):,} steps: original, what the encoder saw, "
+            "reconstruction. Images are held out.</figcaption></figure>"
+        )
+    body = "".join(figures) or '<p class="quiet">This pipeline has no MAE stage.</p>'
+    return f"<h2>What MAE fills in</h2>\n{body}"
+
+
+def _stages(pipeline: Pipeline) -> str:
+    """Runs that differ by seed alone share a line; their configs are folded below."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in pipeline.runs:
+        groups.setdefault((run.stage, run.init, run.task), []).append(run)
+    lines = [_stage_line(runs) for runs in groups.values()]
+    head = "".join(f"<th>{name}</th>" for name in _STAGE_COLUMNS)
+    configs = "".join(
+        f"<details><summary><code>{_e(run.name)}</code></summary>"
+        f"<pre>{_e(json.dumps(run.config, indent=1, ensure_ascii=False))}</pre></details>"
+        for run in (next((r for r in runs if r.config), None) for runs in groups.values())
+        if run
+    )
+    configs = configs or '<p class="quiet">No run has left a config yet.</p>'
+    seconds = sum(run.result.get("wall_seconds") or 0 for run in pipeline.runs if run.result)
+    return f"""<h2>What was run</h2>
+<p>Recipe <code>{_e(pipeline.config)}</code>; {len(pipeline.runs)} runs, {_clock(seconds)} of training and evaluation
+in all.</p>
+<div class="wide"><table class="stages"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>
+<h3>Configs</h3>
+<p class="quiet">The full config of the first run of each line; every run keeps its own in
+<code>{_e(pipeline.folder.name)}/RUN/config.json</code>.</p>
+{configs}"""
+
+
+def _stage_line(runs: Sequence[Run]) -> str:
+    first = runs[0]
+    results = [run.result for run in runs if run.result]
+
+    def values(name: str) -> list[float]:
+        return [result[name] for result in results if result.get(name) is not None]
+
+    def spread(numbers: list[float]) -> str:
+        low, high = (charts.short(limit(numbers)) for limit in (min, max)) if numbers else ("–", "–")
+        return low if low == high else f"{low} to {high}"
+
+    came_from = dict.fromkeys(" → ".join(map(_ancestor, result.get("lineage", []))) or "no other run" for result in results)
+    wall = values("wall_seconds")
+    cells = (
+        _e(first.init),
+        f"{len(runs)}" if len(results) == len(runs) else f"{len(results)} of {len(runs)} finished",
+        spread(values("images_seen")),
+        _clock(sum(wall)) if wall else "–",
+        spread(values("images_per_second")),
+        spread(values("parameters")),
+        "; ".join(map(_e, came_from)) or "–",
+    )
+    return f"<tr><th>{_e(first.stage)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _ancestor(run: dict) -> str:
+    """A run of a lineage as `folder@step`."""
+    return f"{pathlib.PurePath(str(run.get('run'))).name}@{run.get('step')}"
+
+
+def _other_data(pipeline: Pipeline) -> str:
+    recipe = pipeline.config.partition(".py:")[0].removesuffix(".py") + ".py"
+    beside = pipeline.folder.as_posix().rstrip("/")
+
+    def command(data: str, name: str) -> str:
+        config, workdir = shlex.quote(f"{recipe}:data={data}"), shlex.quote(f"{beside}-{name}")
+        return f"python -m mae_pp_jax pipeline --config={config} --workdir={workdir}"
+
+    again = f"python -m mae_pp_jax report --workdir={shlex.quote(beside)}"
+    return f"""<h2>Run it on other data</h2>
+<p>The same recipe on a data set by its TFDS name:</p>
+<pre><code>make demo DATA=cifar10
+{_e(command("cifar10", "cifar10"))}</code></pre>
+<p>On your own images, in folders <code>/path/to/images/CLASS/*.jpg</code>, one for each class:</p>
+<pre><code>make demo DATA=/path/to/images
+{_e(command("/path/to/images", "images"))}</code></pre>
+<p>The first line of each pair is short for the demo recipe; the second names recipe and folder. To write this page
+again from the runs:</p>
+<pre><code>{_e(again)}</code></pre>
+<p class="quiet">The table above as data: <code>report.json</code>, beside this file.</p>"""
+
+
+def _figure(svg: str, caption: str = "") -> str:
+    return f"<figure>{svg}{caption and f'<figcaption>{caption}</figcaption>'}</figure>"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _e(text: object) -> str:
+    return html.escape(str(text))

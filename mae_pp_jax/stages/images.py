@@ -1,0 +1,166 @@
+"""What all stages on single images share: the data they read, uint8 to normalised pixels, and the encoder's handoff."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.handoff import Handoff
+from mae_pp_jax.core.optim import FROZEN, Rules
+from mae_pp_jax.core.stage import Stage, StageConfig
+from mae_pp_jax.data import augment, pipeline
+from mae_pp_jax.data.source import DataConfig, open_source
+from mae_pp_jax.models import positions, vit
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredConfig:
+    """Facts about the training data that a recipe states, so that it can be planned where the data is not at hand.
+
+    0 asks the data. When training, a stated fact that the data contradicts is an error.
+    """
+
+    records: int = key(0, "training records", low=0)
+    classes: int = key(0, "classes", low=0)
+    hashtags: int = key(0, "size of the hashtag vocabulary", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageStageConfig(StageConfig):
+    """Keys of every stage on single images."""
+
+    data: DataConfig = section(DataConfig)
+    declared: DeclaredConfig = section(DeclaredConfig)
+    model: vit.VitConfig = section(vit.VitConfig)
+
+
+class ImageStage(Stage):
+    """A stage on single images: opens the data when it is first asked for, and prepares pixels."""
+
+    config: ImageStageConfig
+
+    def __init__(self, config: ImageStageConfig):
+        self.config = config
+        self.dtype = vit.compute_dtype(config.model)
+        vit.grid_side(config.model, config.data.image_size)  # a size that does not fit is told before data is opened
+
+    @functools.cached_property
+    def train_source(self):
+        source = open_source(self.config.data, self.config.data.train_split)
+        facts = dict(
+            records=len(source),
+            classes=len(source.class_names),
+            hashtags=len(source.hashtag_names),
+        )
+        for name, found in facts.items():
+            stated = getattr(self.config.declared, name)
+            if stated and stated != found:
+                raise UserError(
+                    f"config.declared.{name}: {stated}, but {self.config.data.name} has {found}; set it to {found} or 0"
+                )
+        return source
+
+    @functools.cached_property
+    def eval_source(self):
+        return open_source(self.config.data, self.config.data.eval_split)
+
+    @property
+    def records(self) -> int:
+        return self.config.declared.records or len(self.train_source)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; a `UserError` where the data has no labels."""
+        classes = self.config.declared.classes or len(self.train_source.class_names)
+        if not classes:
+            raise UserError(
+                f"config.data.name: {self.config.data.name} has no class labels, which stage '{self.config.stage}' needs"
+            )
+        return classes
+
+    @property
+    def dataset(self) -> dict:
+        data, source = self.config.data, self.train_source
+        return dict(name=data.name, split=data.train_split, records=len(source), fingerprint=source.fingerprint)
+
+    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        wanted = self.batch_spec()
+        batches = pipeline.train_batches(
+            self.train_source,
+            self.config.data,
+            global_batch=self.config.global_batch,
+            seed=self.config.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return ({name: batch[name] for name in wanted} for batch in batches)
+
+    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the evaluation split; `mask` is 0 on padding."""
+        return pipeline.eval_batches(
+            self.eval_source,
+            self.config.data,
+            global_batch=self.config.global_batch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        batch, size = self.config.global_batch, self.config.data.image_size
+        return dict(
+            image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            **{
+                name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32)
+                for name, shape in self.targets().items()
+            },
+        )
+
+    def targets(self) -> dict[str, tuple[int, ...]]:
+        """What the loss reads besides pixels: name in the batch → shape for one image."""
+        return {}
+
+    def describe_batch(self, step: int) -> str:
+        records = pipeline.records_of_step(
+            self.train_source, global_batch=self.config.global_batch, seed=self.config.seed, step=step
+        )
+        shown = ", ".join(self.train_source.describe(int(r)) for r in records[:3])
+        return f"records {shown} and {len(records) - 3} more" if len(records) > 3 else f"records {shown}"
+
+    def pixels(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+        """uint8 → normalised [batch, height, width, 3] in the compute dtype; flipped at random when a key is given."""
+        data, images = self.config.data, batch["image"]
+        if key is not None and data.flip:
+            images = augment.random_flip(images, key)
+        return augment.normalize(images, data.mean, data.std, self.dtype)
+
+    def encoder_handoff(self, *, head: str) -> Handoff:
+        """Takes the encoder of an MAE, WSP or classification run; `head` is the pattern of what starts fresh here.
+
+        Positions are resized when the grid of patches changes (MAE util/pos_embed.py). The last norm belongs to the
+        way of pooling: where that differs from the source's, it starts fresh.
+        """
+        cls = self.config.model.cls_token
+        side = vit.grid_side(self.config.model, self.config.data.image_size)
+
+        def resize(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+            del shape
+            return positions.resize(table, (side, side), has_cls=cls)
+
+        return Handoff(
+            stages=("mae", "wsp", "classify"),
+            move=((r"(encoder/.*)", r"\1"),),
+            drop=(r"decoder/.*", r"head/.*", r"encoder/(norm|fc_norm)/.*", r"encoder/cls_token"),
+            fresh=(head, r"encoder/(norm|fc_norm)/.*"),
+            resize=((r"encoder/pos_embed", resize),),
+        )
+
+    def fixed_positions(self) -> Rules:
+        """Sin-cos positions are a table, not weights."""
+        return ((r".*pos_embed", FROZEN),) if self.config.model.positions == "sincos" else ()
+

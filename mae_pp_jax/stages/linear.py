@@ -1,0 +1,86 @@
+"""Stage `linear`: a linear classifier on frozen features (facebookresearch/mae main_linprobe.py).
+
+MAE puts a BatchNorm without learned scale before the classifier. The encoder is frozen, so its statistics are a
+property of the data: they are measured once, on augmented training images, before the first step.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.functional import Model
+from mae_pp_jax.core.optim import FROZEN, OptimConfig
+from mae_pp_jax.evaluation.averages import Averages
+from mae_pp_jax.evaluation.classify import accuracy
+from mae_pp_jax.models import vit
+from mae_pp_jax.ops import losses
+from mae_pp_jax.stages import features
+from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearStageConfig(ImageStageConfig):
+    """Keys of the stage; the optimizer defaults are MAE's linear probe."""
+
+    optim: OptimConfig = section(OptimConfig, name="lars", lr=0.1, weight_decay=0.0)
+    statistics_images: int = key(16384, "augmented training images that measure the features' mean and variance", low=1)
+
+
+class LinearStage(ImageStage):
+    Config: ClassVar = LinearStageConfig
+    config: LinearStageConfig
+
+    def __init__(self, config: LinearStageConfig):
+        super().__init__(config)
+        self.model = Model(
+            lambda rngs: vit.Classifier(config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs)
+        )
+        self.width = vit.dimensions(config.model).width
+        self.handoff = self.encoder_handoff(head=r"(head|feature_norm)/.*")
+
+    def targets(self):
+        return {"label": ()}
+
+    def init(self, key):
+        return {**self.model.init(key), "feature_norm": features.unit_norm(1, self.width)}
+
+    def prepare(self, params, mesh):
+        images = min(self.config.statistics_images, self.records)
+        batches = -(-images // self.config.global_batch)
+        norm = features.measure(self.features, params, self.train_batches(0), batches, mesh)
+        return {**params, "feature_norm": norm}
+
+    def features(self, params, batch, key=None):
+        """Frozen features [batch, width] of a batch; flipped at random when a key is given."""
+        model = {"encoder": params["encoder"], "head": params["head"]}
+        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, key), method="features"))
+
+    def logits(self, params, batch, key=None):
+        x = features.normalize(params["feature_norm"], self.features(params, batch, key))[:, 0]
+        return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+    def loss(self, params, batch, key):
+        logits = self.logits(params, batch, key)
+        metrics = self._measure(logits, batch["label"], jnp.ones(logits.shape[0]))
+        total, weight = metrics["loss"]
+        return total / weight, metrics
+
+    def evaluators(self):
+        def test(params, batch):
+            return self._measure(self.logits(params, batch), batch["label"], batch["mask"])
+
+        return [Averages("test", test, self.eval_batches)]
+
+    def train_flops_per_image(self):
+        forward = vit.forward_flops(self.config.model, self.config.data.image_size)
+        return forward + 3 * 2.0 * self.width * self.classes
+
+    def lr_rules(self):
+        return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", 1.0))
+
+    def _measure(self, logits, labels, mask):
+        loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(labels, self.classes))
+        return {"loss": (jnp.sum(loss * mask), jnp.sum(mask)), **accuracy(logits, labels, mask)}

@@ -1,0 +1,148 @@
+"""Stage `low_shot`: classifiers from k labelled images a class on frozen features (Singh et al. 2023, section 4.2).
+
+`splits` independent draws of k images a class are trained side by side in one run, each with a head of its own;
+reported are mean and standard deviation over the draws.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import Model
+from mae_pp_jax.core.optim import FROZEN, OptimConfig
+from mae_pp_jax.data import pipeline
+from mae_pp_jax.data.source import Subset, few_shot_indices
+from mae_pp_jax.evaluation.classify import accuracy
+from mae_pp_jax.evaluation.low_shot import OverSplits
+from mae_pp_jax.models import vit
+from mae_pp_jax.ops import losses
+from mae_pp_jax.stages import features
+from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LowShotStageConfig(ImageStageConfig):
+    """Keys of the stage. The paper's own protocol is in its appendix, which is not public; these are our choice."""
+
+    optim: OptimConfig = section(OptimConfig, name="sgd", lr=0.1, weight_decay=1e-4)
+    shots: int = key(5, "labelled images a class; a class that has fewer gives all", low=1)
+    splits: int = key(5, "independent draws of the labelled images", low=1)
+
+
+class LowShotStage(ImageStage):
+    Config: ClassVar = LowShotStageConfig
+    config: LowShotStageConfig
+
+    def __init__(self, config: LowShotStageConfig):
+        super().__init__(config)
+        if config.global_batch % config.splits:
+            raise UserError(
+                f"config.global_batch: {config.global_batch} does not divide over {config.splits} splits; "
+                f"use a multiple of config.splits"
+            )
+        self.model = Model(
+            lambda rngs: vit.Classifier(config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs)
+        )
+        self.width = vit.dimensions(config.model).width
+        self.handoff = self.encoder_handoff(head=r"(heads|feature_norm)/.*")
+
+    @functools.cached_property
+    def subsets(self) -> list[Subset]:
+        """The labelled images of each split."""
+        labels, config = self.train_source.labels(), self.config
+        return [
+            Subset(self.train_source, few_shot_indices(labels, config.shots, seed=config.seed * config.splits + split))
+            for split in range(config.splits)
+        ]
+
+    @property
+    def records(self):
+        if self.config.declared.classes:
+            return self.config.splits * self.config.shots * self.config.declared.classes
+        return sum(map(len, self.subsets))
+
+    @property
+    def dataset(self):
+        return {**super().dataset, "shots": self.config.shots, "splits": self.config.splits}
+
+    def targets(self):
+        return {"label": ()}
+
+    def init(self, key):
+        # All heads start at zero: the problem is convex, the draw of the images is what differs between splits.
+        splits = self.config.splits
+        heads = {"kernel": jnp.zeros((splits, self.width, self.classes)), "bias": jnp.zeros((splits, self.classes))}
+        norm = features.unit_norm(splits, self.width)
+        return {"encoder": self.model.init(key)["encoder"], "heads": heads, "feature_norm": norm}
+
+    def prepare(self, params, mesh):
+        batches = -(-self.records // self.config.global_batch)
+        norm = features.measure(self.features, params, self.train_batches(0), batches, mesh, self.config.splits)
+        return {**params, "feature_norm": norm}
+
+    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """The same number of images from each split; `group` names the split of an image."""
+        streams = [
+            pipeline.train_batches(
+                subset,
+                self.config.data,
+                global_batch=self.config.global_batch // self.config.splits,
+                seed=self.config.seed * self.config.splits + split,
+                start_step=start_step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            for split, subset in enumerate(self.subsets)
+        ]
+        for parts in zip(*streams, strict=True):
+            group = np.repeat(np.arange(len(parts), dtype=np.int32), len(parts[0]["record"]))
+            joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "label")}
+            yield {**joined, "group": group}
+
+    def batch_spec(self):
+        group = jax.ShapeDtypeStruct((self.config.global_batch,), jnp.int32)
+        return {**super().batch_spec(), "group": group}
+
+    def describe_batch(self, step):
+        return f"step {step} of {self.config.splits} splits of {self.config.shots} images a class"
+
+    def features(self, params, batch, key=None):
+        """Frozen features [batch, width] of a batch; flipped at random when a key is given."""
+        head = {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)}
+        model = {"encoder": params["encoder"], "head": head}
+        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, key), method="features"))
+
+    def logits(self, params, batch, key=None):
+        """Logits of every split's head, [batch, splits, classes]."""
+        x = features.normalize(params["feature_norm"], self.features(params, batch, key))
+        return jnp.einsum("bsd,sdc->bsc", x, params["heads"]["kernel"]) + params["heads"]["bias"]
+
+    def loss(self, params, batch, key):
+        own = jax.nn.one_hot(batch["group"], self.config.splits)
+        logits = jnp.einsum("bsc,bs->bc", self.logits(params, batch, key), own)
+        loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
+        ones = jnp.ones_like(loss)
+        # Heads are independent: the sum over splits of each one's mean gives every head its own gradient.
+        metrics = {"loss": (jnp.sum(loss), jnp.sum(ones)), **accuracy(logits, batch["label"], ones)}
+        return jnp.mean(loss) * self.config.splits, metrics
+
+    def evaluators(self):
+        def test(params, batch):
+            logits = self.logits(params, batch)
+            return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
+
+        return [OverSplits("test", test, self.eval_batches)]
+
+    def train_flops_per_image(self):
+        forward = vit.forward_flops(self.config.model, self.config.data.image_size)
+        return forward + 3 * 2.0 * self.width * self.classes * self.config.splits
+
+    def lr_rules(self):
+        return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", 1.0))

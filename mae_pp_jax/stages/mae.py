@@ -1,0 +1,80 @@
+"""Stage `mae`: masked autoencoder pre-pretraining (He et al. 2021; Singh et al. 2023, section 3). No labels are read.
+
+The encoder sees a quarter of the patches; a decoder of its own width paints the rest; the loss is the squared error
+on masked patches, each normalised by its own mean and deviation.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.functional import Model
+from mae_pp_jax.core.handoff import Handoff
+from mae_pp_jax.core.optim import FROZEN, OptimConfig
+from mae_pp_jax.data import augment
+from mae_pp_jax.evaluation.averages import Averages
+from mae_pp_jax.evaluation.reconstruct import Reconstructions
+from mae_pp_jax.models import vit
+from mae_pp_jax.models.mae import Mae, MaeConfig, mae_forward_flops
+from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MaeStageConfig(ImageStageConfig):
+    """Keys of the stage; optimizer defaults are those of facebookresearch/mae PRETRAIN.md."""
+
+    mae: MaeConfig = section(MaeConfig)
+    model: vit.VitConfig = section(vit.VitConfig, positions="sincos")
+    optim: OptimConfig = section(OptimConfig, lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05)
+    pictures: int = key(8, "evaluation images whose reconstruction is drawn; 0: none", low=0)
+
+
+class MaeStage(ImageStage):
+    Config: ClassVar = MaeStageConfig
+    config: MaeStageConfig
+
+    def __init__(self, config: MaeStageConfig):
+        super().__init__(config)
+        self.model = Model(lambda rngs: Mae(config.model, config.mae, config.data.image_size, rngs=rngs))
+        self.handoff = Handoff(stages=("mae",), move=((r"(.*)", r"\1"),), fresh=(r"decoder/.*",))
+
+    def init(self, key):
+        return self.model.init(key)
+
+    def loss(self, params, batch, key):
+        flip_key, mask_key = jax.random.split(key)
+        out = self.model.apply(params, self.pixels(batch, flip_key), mask_key, train=True)
+        return jnp.mean(out["loss"]), {"loss": _sum(out["loss"], jnp.ones_like(out["loss"]))}
+
+    def evaluators(self):
+        shown = [Reconstructions(self._reconstruct, self.eval_batches, self.config.pictures)]
+        return [Averages("test", self._test, self.eval_batches), *(shown if self.config.pictures else ())]
+
+    def train_flops_per_image(self):
+        return 3 * mae_forward_flops(self.config.model, self.config.mae, self.config.data.image_size)
+
+    def lr_rules(self):
+        # Both position tables are fixed in MAE and not given to the optimizer.
+        return ((r"decoder/pos_embed", FROZEN), *self.fixed_positions(), (r".*", 1.0))
+
+    def _test(self, params, batch):
+        # One mask an image for all evaluations of all runs, so that their curves compare.
+        noise = jax.vmap(lambda r: jax.random.uniform(jax.random.key(r), (self._patches(),)))(batch["record"])
+        out = self.model.apply(params, self.pixels(batch), noise=noise)
+        return {"loss": _sum(out["loss"], batch["mask"])}
+
+    def _patches(self) -> int:
+        return vit.grid_side(self.config.model, self.config.data.image_size) ** 2
+
+    def _reconstruct(self, params, batch):
+        out = self.model.apply(params, self.pixels(batch), jax.random.key(0), method="reconstruct")
+        data = self.config.data
+        pictures = {name: augment.denormalize(images, data.mean, data.std) for name, images in out.items()}
+        return {"original": batch["image"], **pictures}
+
+
+def _sum(values: jax.Array, weights: jax.Array):
+    return jnp.sum(values * weights), jnp.sum(weights)

@@ -1,0 +1,90 @@
+"""Stage `wsp`: weakly supervised pretraining on hashtags (Mahajan et al. 2018; SWAG; Singh et al. 2023, section 3).
+
+Softmax cross-entropy over the hashtag vocabulary with target 1/K on each of the K hashtags of an image, mean over the
+images that carry at least one. It starts from the encoder of an MAE run, or from random weights.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mae_pp_jax.core.config import section
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import Model
+from mae_pp_jax.core.optim import OptimConfig
+from mae_pp_jax.evaluation.averages import Averages
+from mae_pp_jax.models import vit
+from mae_pp_jax.ops import losses
+from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class WspStageConfig(ImageStageConfig):
+    """Keys of the stage; the optimizer defaults are SWAG's as far as they are known (see the recipe)."""
+
+    optim: OptimConfig = section(OptimConfig, lr=4e-4, lr_batch=8192, b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0)
+
+
+class WspStage(ImageStage):
+    Config: ClassVar = WspStageConfig
+    config: WspStageConfig
+
+    def __init__(self, config: WspStageConfig):
+        super().__init__(config)
+        # The head starts at zero, as SWAG's does.
+        self.model = Model(
+            lambda rngs: vit.Classifier(
+                config.model, config.data.image_size, self.vocabulary, head_init="zeros", rngs=rngs
+            )
+        )
+        self.handoff = self.encoder_handoff(head=r"head/.*")
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of hashtags."""
+        vocabulary = self.config.declared.hashtags or len(self.train_source.hashtag_names)
+        if not vocabulary:
+            raise UserError(
+                f"config.data.hashtags: {self.config.data.name} has no hashtags; use a dataset that has them, or "
+                "data.hashtags=simulated to draw noisy ones from the class labels"
+            )
+        return vocabulary
+
+    def targets(self):
+        return {"hashtags": (self.config.data.max_tags,)}
+
+    def init(self, key):
+        return self.model.init(key)
+
+    def loss(self, params, batch, key):
+        flip_key, path_key = jax.random.split(key)
+        logits = self.model.apply(params, self.pixels(batch, flip_key), path_key, train=True)
+        metrics = self._measure(logits, batch["hashtags"], jnp.ones(logits.shape[0]))
+        total, weight = metrics["loss"]
+        return total / jnp.maximum(weight, 1.0), metrics
+
+    def evaluators(self):
+        def test(params, batch):
+            logits = self.model.apply(params, self.pixels(batch))
+            return self._measure(logits, batch["hashtags"], batch["mask"])
+
+        return [Averages("test", test, self.eval_batches)]
+
+    def train_flops_per_image(self):
+        return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.vocabulary)
+
+    def lr_rules(self):
+        return (*self.fixed_positions(), (r".*", 1.0))
+
+    def _measure(self, logits, hashtags, mask):
+        """Loss, and precision of the most probable hashtag: the share of images that carry it."""
+        targets, weight = losses.hashtag_targets(hashtags, self.vocabulary)
+        weight = weight * mask
+        loss = losses.softmax_cross_entropy(logits, targets)
+        hit = jnp.take_along_axis(targets, jnp.argmax(logits, -1)[:, None], axis=-1)[:, 0] > 0
+        return {
+            "loss": (jnp.sum(loss * weight), jnp.sum(weight)),
+            "tag_precision": (jnp.sum(hit * weight), jnp.sum(weight)),
+        }

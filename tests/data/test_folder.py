@@ -1,0 +1,136 @@
+"""Folders of images as a dataset, and everything that can be wrong with them."""
+
+import dataclasses
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import source
+
+
+def _fill(folder, classes=("cat", "dog"), number=10, extension=".png"):
+    for c, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
+            cv2.imwrite(str(folder / name / f"{i:02}{extension}"), np.full((6, 5, 3), 20 * c + i, np.uint8))
+
+
+def _open(folder, split, **options):
+    return source.open_source(source.DataConfig(name=str(folder), **options), split)
+
+
+def _refused(folder, split="train", **options):
+    with pytest.raises(UserError) as error:
+        _open(folder, split, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path):
+    _fill(tmp_path)
+    train, test = _open(tmp_path, "train"), _open(tmp_path, "test")
+    assert (len(train), len(test)) == (16, 4)
+    assert train.class_names == test.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(np.bincount(train.labels()), [8, 8])
+    np.testing.assert_array_equal(np.bincount(test.labels()), [2, 2])
+    names = [s.describe(i) for s in (train, test) for i in range(len(s))]
+    assert sorted(names) == sorted(str(p) for p in tmp_path.glob("*/*"))
+    assert len(_open(tmp_path, "test", eval_fraction=0.5)) == 10
+    assert len(_open(tmp_path, "held", eval_split="held")) == 4
+    record = train[9]
+    assert record["label"] == train.labels()[9] == 1
+    assert record["image"].shape == (6, 5, 3)
+
+
+def test_split_and_fingerprint_do_not_depend_on_the_place(tmp_path):
+    _fill(tmp_path / "one")
+    _fill(tmp_path / "two")
+    one, two = (_open(tmp_path / name, "test") for name in ("one", "two"))
+    names = [[os.path.relpath(s.describe(i), tmp_path / n) for i in range(4)] for s, n in ((one, "one"), (two, "two"))]
+    assert names[0] == names[1]
+    assert one.fingerprint == two.fingerprint != _open(tmp_path / "one", "train").fingerprint
+    (tmp_path / "two" / "cat" / "new.png").write_bytes(b"more")
+    assert _open(tmp_path / "two", "train").fingerprint != _open(tmp_path / "one", "train").fingerprint
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_own_splits(tmp_path, name):
+    _fill(tmp_path / "train", number=4, extension=".JPG")
+    _fill(tmp_path / name, number=3, extension=".webp")
+    assert (len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))) == (8, 3 * 2)
+
+
+def test_hidden_files_other_files_and_links_out_of_the_folder_are_ignored(tmp_path):
+    _fill(tmp_path / "root", number=4)
+    _fill(tmp_path / "outside", classes=("fox",), number=2)
+    root = tmp_path / "root"
+    (root / ".hidden").mkdir()
+    (root / "cat" / ".thumb.png").write_bytes(b"x")
+    (root / "cat" / "notes.txt").write_text("x")
+    (root / "fox").symlink_to(tmp_path / "outside" / "fox")
+    (root / "cat" / "out.png").symlink_to(tmp_path / "outside" / "fox" / "00.png")
+    (root / "cat" / "again.png").symlink_to(root / "cat" / "00.png")
+    train, test = _open(root, "train"), _open(root, "test")
+    assert train.class_names == ("cat", "dog")
+    assert len(train) + len(test) == 9
+
+
+def test_missing_folder_offers_the_nearest(tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert _refused(tmp_path / "photo").endswith(f"did you mean {tmp_path / 'photos'}?")
+    assert f"no folder {tmp_path / 'x' / 'y'}" in _refused(tmp_path / "x" / "y")
+
+
+def test_bad_folders_are_refused_in_one_line(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no class folders" in _refused(empty)
+    flat = tmp_path / "flat"
+    _fill(flat, classes=("",))
+    assert "has no class folders" in _refused(flat)
+    hollow = tmp_path / "hollow"
+    _fill(hollow)
+    (hollow / "emu").mkdir()
+    assert f"{hollow / 'emu'} has no image" in _refused(hollow)
+    single = tmp_path / "single"
+    _fill(single, number=1)
+    assert "two are needed" in _refused(single)
+    whole = tmp_path / "whole"
+    _fill(whole)
+    assert "its splits are train and test, not 'tset'" in _refused(whole, "tset")
+
+
+def test_bad_splits_are_refused_in_one_line(tmp_path):
+    _fill(tmp_path / "train")
+    assert "has no split 'test'; it has train" in _refused(tmp_path, "test")
+    _fill(tmp_path / "val", classes=("cat", "emu"))
+    assert "must hold the same classes; only one has dog, emu" in _refused(tmp_path, "test")
+
+
+def test_unreadable_image_is_named(tmp_path):
+    _fill(tmp_path, number=2)
+    for path in tmp_path.glob("*/*"):
+        path.write_bytes(b"not an image")
+    train = _open(tmp_path, "train")
+    with pytest.raises(UserError, match="is not a readable image") as error:
+        train[0]
+    assert train.describe(0) in str(error.value)
+    os.remove(train.describe(1))
+    with pytest.raises(UserError, match="cannot read .*No such file"):
+        train[1]
+
+
+def test_folder_with_simulated_hashtags(tmp_path):
+    _fill(tmp_path)
+    config = source.DataConfig(name=str(tmp_path), hashtags="simulated")
+    plain = source.open_source(dataclasses.replace(config, hashtags="field"), "train")
+    tagged = source.open_source(config, "train")
+    assert plain.hashtag_names == () and "hashtags" not in plain[0]
+    assert tagged.hashtag_names[:2] == ("cat", "dog")
+    assert tagged.fingerprint != plain.fingerprint
+    names = [{tagged.hashtag_names[t] for t in tagged[i]["hashtags"]} for i in range(len(tagged))]
+    assert sum("cat" in tags or "dog" in tags for tags in names) > len(names) / 2

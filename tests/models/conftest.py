@@ -1,0 +1,31 @@
+"""Parameters for tests of models."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_pp_jax.core import functional
+from mae_pp_jax.models import positions
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """Draws parameters of a model away from their initial zeros and ones; position tables stay sin-cos.
+
+    Drawn in NumPy, because compiling a random draw for each shape would take longer than the tests.
+    """
+
+    def draw(model, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def leaf(path, shape):
+            if path.endswith("pos_embed"):
+                side = int(shape[0] ** 0.5)
+                return positions.sincos_2d(shape[1], side, side, cls=shape[0] > side**2)
+            noise = rng.normal(size=shape) * (0.25 if path.endswith("kernel") else 0.1)
+            return (noise + path.endswith("scale")).astype(np.float32)
+
+        shapes = functional.flatten(model.shapes())
+        return functional.unflatten({path: jnp.asarray(leaf(path, spec.shape)) for path, spec in shapes.items()})
+
+    return draw
