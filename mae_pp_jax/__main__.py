@@ -1,11 +1,11 @@
 """`python -m mae_pp_jax VERB …`, also installed as `mae-pp`."""
 
 import argparse
-import errno
 import logging
 import os
 import sys
 
+from mae_pp_jax.core import disk
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 
 DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) → transfer, for Vision Transformers in JAX.
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line, one subparser a verb."""
     from mae_pp_jax.commands import data, evaluate, pipeline, report, train
 
-    top = argparse.ArgumentParser(
+    top = _Parser(
         "mae_pp_jax", description=DESCRIPTION, epilog=EXITS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -33,19 +33,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
-    args, rest = parser().parse_known_args(argv)
     _log_to_console()
     try:
+        args, rest = parser().parse_known_args(argv)
         args.run(args, rest) if getattr(args, "takes_overrides", False) else args.run(_no_rest(args, rest))
         return 0
     except (UserError, RunStopped, Preempted) as stop:
-        print(f"{'error' if stop.exit_code == 2 else 'stopped'}: {stop}", file=sys.stderr)
+        line = " ".join(str(stop).split())
+        print(f"{'error' if stop.exit_code == 2 else 'stopped'}: {line}", file=sys.stderr)
         return stop.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        print(f"error: cannot write {error.filename}: {error.strerror}; free space or choose another folder", file=sys.stderr)
-        return UserError.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong command line ends like any other wrong input: with one line."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see python -m {self.prog} --help")
 
 
 def _no_rest(args, rest: list[str]):
@@ -65,7 +68,7 @@ def _log_to_console() -> None:
             tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax prints whole tracebacks of what it then raises
     ours = logging.getLogger("mae_pp_jax")
     ours.setLevel(logging.DEBUG)
     ours.propagate = False

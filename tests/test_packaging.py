@@ -1,6 +1,7 @@
 """What the package says it needs, the versions it is pinned to, and the two commands that install it."""
 
 import ast
+import os
 import pathlib
 import re
 import shutil
@@ -12,6 +13,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make(*arguments, folder=ROOT):
+    """The finished process of `make`, deaf to the variables and flags of the make that may have started these tests."""
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(["make", *arguments], cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +86,6 @@ def test_constraints_are_plain_pins():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
 
 
-def dry_run(*arguments, folder=ROOT):
-    done = subprocess.run(["make", "-n", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
 @pytest.mark.parametrize(
     ("data", "config", "workdir"),
     [
@@ -93,18 +95,19 @@ def dry_run(*arguments, folder=ROOT):
     ],
 )
 def test_make_demo_chooses_config_and_folder(data, config, workdir):
-    last = dry_run("demo", f"DATA={data}").splitlines()[-1]
+    last = make("-n", "demo", f"DATA={data}").stdout.splitlines()[-1]
     assert last.split() == [
         ".venv/bin/python", "-m", "mae_pp_jax", "pipeline", f"'--config={config}'", f"'--workdir={workdir}'",
     ]
 
 
 def test_make_test_hands_arguments_to_pytest():
-    assert dry_run("test", "ARGS=-k report").splitlines()[-1].split() == [".venv/bin/python", "-m", "pytest", "-k", "report"]
+    last = make("-n", "test", "ARGS=-k report").stdout.splitlines()[-1]
+    assert last.split() == [".venv/bin/python", "-m", "pytest", "-k", "report"]
 
 
 def test_make_without_a_target_prints_help():
-    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = make()
     for target in ("make demo", "make demo DATA=cifar10", "make test", "make clean"):
         assert target in done.stdout
 
@@ -135,7 +138,7 @@ esac
 def make_test(checkout):
     """(exit code, what was called) of `make test`."""
     (checkout / "calls").write_text("")
-    done = subprocess.run(["make", "test", f"PYTHON={checkout}/python"], cwd=checkout, capture_output=True, text=True)
+    done = make("test", f"PYTHON={checkout}/python", folder=checkout)
     return done.returncode, [line.split()[1] for line in (checkout / "calls").read_text().splitlines()]
 
 
@@ -163,7 +166,7 @@ def test_an_environment_of_the_users_own_is_kept(checkout):
 
 
 def test_no_python_is_one_line(checkout):
-    done = subprocess.run(["make", "test", "PYTHON=no_such_python"], cwd=checkout, capture_output=True, text=True)
+    done = make("test", "PYTHON=no_such_python", folder=checkout)
     assert done.returncode != 0
     assert "no Python 3.11 or newer with its venv module among: no_such_python" in done.stderr.splitlines()[0]
     assert not (checkout / ".venv").exists()

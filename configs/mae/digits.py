@@ -10,9 +10,10 @@ def get_config(epochs=200):
     c = ml_collections.ConfigDict()
     c.stage = "mae"
     c.train_for = f"{epochs} epochs"
+    c.eval_every = "20%"
     c.global_batch = 128
-    c.data = dict(name="digits_hashtags", image_size=8, crop="shift", shift=1, flip=False)
-    c.model = dict(size="Ti/2", width=96, depth=4, heads=4, positions="sincos")
+    c.data = dict(name="digits_hashtags", image_size=8, crop="shift", shift=1, flip=False, cache="ram", threads=1)
+    c.model = dict(size="Ti/2", width=96, depth=4, heads=4, remat="full", positions="sincos")
     c.mae = dict(decoder_width=48, decoder_depth=2, decoder_heads=4)
     c.optim = dict(lr=1.5e-3, lr_batch=128, warmup="5%")
     return c

@@ -7,10 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, hardware, partition
+from mae_pp_jax.core import checkpoint, disk, hardware, partition
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
-from mae_pp_jax.core.run_folder import write_json
 from mae_pp_jax.stages import registry
 
 DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation split; prints the metrics as JSON and writes
@@ -46,14 +45,14 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict:
     folder = pathlib.Path(workdir)
     if not (folder / "config.json").is_file():
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
-    config = registry.resolve(json.loads((folder / "config.json").read_text()))
+    config = registry.resolve(disk.read_json(folder / "config.json"))
     stage = registry.create(config)
     evaluators = stage.evaluators()
     known = [e.name for e in evaluators]
     for name in names or ():
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
-    step = checkpoint.find(folder)
+    step = checkpoint.find(folder, field="--workdir")
     mesh = partition.make_mesh(config.mesh)
     items = checkpoint.shapes(folder, step)
     item = "ema" if "ema" in items else "params"
@@ -71,5 +70,5 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict:
             values = evaluator.run(params, mesh)
             found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
     if jax.process_index() == 0:
-        write_json(folder / f"evaluation_{step}.json", found)
+        disk.write_json(folder / f"evaluation_{step}.json", found)
     return found

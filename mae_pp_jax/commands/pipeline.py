@@ -6,10 +6,13 @@ import os
 import pathlib
 import time
 
+import jax
+
 from mae_pp_jax import reporting
+from mae_pp_jax.commands import pool
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, loop, run_folder
+from mae_pp_jax.core import disk, hardware, loop
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 
@@ -24,6 +27,7 @@ example:
 
 --config.STAGE.KEY=VALUE sets a key of one stage, such as --config.mae.train_for='20 epochs'."""
 
+MOST_WORKERS = 4
 STAGE_KEYS = {"name", "config", "overrides", "init_from", "report"}
 
 
@@ -36,14 +40,17 @@ def add_parser(verbs) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:args]", help="configs/pipelines/RECIPE.py[:name=value,…]")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of all stages")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="stages trained side by side; default: on CPUs one a core, at most 4, else 1"
+    )
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args, rest: list[str]) -> None:
-    pipeline(args.config, args.workdir, parse_overrides(rest))
+    pipeline(args.config, args.workdir, parse_overrides(rest), workers=args.workers)
 
 
-def pipeline(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None) -> pathlib.Path:
+def pipeline(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None, *, workers: int | None = None) -> pathlib.Path:
     """Runs all stages and returns the path of the report.
 
     Args:
@@ -52,6 +59,7 @@ def pipeline(config: str, workdir: str | os.PathLike, overrides: dict[str, str] 
         earlier stage) and `report` (which row and column of the table the stage fills).
       workdir: folder of all stages.
       overrides: STAGE.KEY → text.
+      workers: stages trained side by side in processes of their own; None: as many as suit the machine.
 
     Raises:
       UserError: before anything is trained, when any stage's config is wrong.
@@ -71,20 +79,30 @@ def pipeline(config: str, workdir: str | os.PathLike, overrides: dict[str, str] 
             for name, (entry, resolved) in stages.items()
         ],
     )
-    try:
+    with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(folder / "pipeline.json", written)
-    except OSError as error:
-        raise UserError(f"--workdir: cannot write to {folder}: {error.strerror}; choose another folder") from error
+    disk.write_json(folder / "pipeline.json", written)
     began = time.monotonic()
-    for index, (name, (_, resolved)) in enumerate(stages.items(), 1):
-        log.info("[%d/%d] %s", index, len(stages), name)
-        result = loop.run(registry.create(resolved), folder / name)
-        shown = " ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if key.startswith("test/"))
-        log.info("[%d/%d] %s: %s (%.0f s so far)", index, len(stages), name, shown, time.monotonic() - began)
+    workers = _default_workers() if workers is None else workers
+    configs = {name: resolved for name, (_, resolved) in stages.items()}
+    if workers > 1:
+        pool.train_all(configs, folder, workers)
+    else:
+        for index, (name, resolved) in enumerate(configs.items(), 1):
+            log.info("[%d/%d] %s", index, len(configs), name)
+            loop.run(registry.create(resolved), folder / name)
+    log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
     html, _ = reporting.write(folder)
     log.info("report: %s", html)
     return html
+
+
+def _default_workers() -> int:
+    """One worker drives all accelerators; on CPUs small models gain from one process a core."""
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, cores)
 
 
 def _resolve(plan: dict, folder: pathlib.Path, here: pathlib.Path, overrides: dict[str, str]) -> dict:

@@ -1,22 +1,24 @@
 """Checkpoints of a run through orbax: `FOLDER/STEP/{params,train,ema,meta}`, asynchronous, atomic, verified.
 
 `params` (and `ema` when there is one) stand apart from the rest of the train state, so that the next stage reads
-weights without optimizer state. Orbax writes into a temporary folder and renames it when complete; afterwards the size
-and CRC-32 of every file are noted in `STEP/digest.json`, because array storage alone does not notice a flipped byte.
+weights without optimizer state. Orbax writes into a temporary folder and renames it when complete; just before that the
+size and CRC-32 of every file are noted in `STEP/digest.json`, because array storage alone does not notice a flipped byte.
 """
 
+import contextlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 import zlib
-from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
+from mae_pp_jax.core import disk
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.core.state import TrainState
@@ -32,21 +34,33 @@ def steps(folder: pathlib.Path) -> list[int]:
     """Steps of the complete checkpoints in a folder, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").is_dir())
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay."""
 
     def __init__(self, folder: pathlib.Path, keep: int):
+        """Removes what a run that was killed while saving left half-written.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
         self.folder = folder
-        self._pending: int | None = None
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-            ),
-        )
+        self._saving: int | None = None
+        for half in _half_written(folder):
+            log.warning("checkpoint %s is not complete, its run ended while writing it: removed", half)
+        with disk.writing(folder):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                    # Called when all files are written and before the folder gets its final name.
+                    async_options=ocp.options.AsyncOptions(post_finalization_callback=self._note_digest),
+                ),
+            )
 
     def save(self, step: int, state: TrainState, meta: dict) -> None:
         """Starts writing; arrays are copied off the devices before this returns, files are written meanwhile.
@@ -55,7 +69,8 @@ class Checkpoints:
           UserError: the disk is full or cannot be written (also for the write before this one).
         """
         self.wait()
-        with _disk_errors(self.folder):
+        self._saving = step
+        with self._all_or_nothing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -65,23 +80,34 @@ class Checkpoints:
                     **({} if state.ema is None else {"ema": ocp.args.StandardSave(state.ema)}),
                 ),
             )
-        self._pending = step
 
     def wait(self) -> None:
-        """Returns when the last save is on disk and verified by a digest."""
-        if self._pending is None:
-            return
-        step, self._pending = self._pending, None
-        with _disk_errors(self.folder):
+        """Returns when the last save is on disk."""
+        with self._all_or_nothing():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self):
+        """What a save that failed has written so far is removed."""
+        try:
+            with disk.writing(self.folder):
+                yield
+        except BaseException:
             if jax.process_index() == 0:
-                _write_digest(self.folder / str(step))
+                for half in _half_written(self.folder):
+                    shutil.rmtree(half, ignore_errors=True)
+            raise
+
+    def _note_digest(self) -> None:
+        if jax.process_index() == 0:
+            (half,) = (path for path in _half_written(self.folder) if path.name.startswith(f"{self._saving}."))
+            _write_digest(half)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
         """The newest readable state and its meta, or None where the folder holds no checkpoint.
 
-        A damaged checkpoint is moved to `damaged_checkpoints/` beside the folder with a warning and the one before is
-        used.
+        A damaged checkpoint is passed over with a warning and the one before is used; the damaged one is then moved to
+        `damaged_checkpoints/` beside the folder. While there is no good one, nothing is moved.
 
         Args:
           like: a state of ShapeDtypeStructs with shardings; they may belong to another mesh than the saved one.
@@ -90,20 +116,22 @@ class Checkpoints:
           UserError: there are checkpoints, but none is readable or their shapes are not those of this run.
         """
         found = steps(self.folder)
-        for step in reversed(found):
+        for index, step in reversed(list(enumerate(found))):
             problem = _agree(_damage(self.folder / str(step)))
             if problem is None:
                 check_shapes(shapes(self.folder.parent, step)["params"], flatten(like.params), f"{self.folder}/{step}")
                 try:
-                    return self._read(step, like)
+                    restored = self._read(step, like)
                 except (ValueError, OSError, KeyError) as error:  # what orbax and tensorstore raise on bad files
                     problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            log.warning("checkpoint %s/%d is damaged (%s): set aside, using the one before", self.folder, step, problem)
-            self._set_aside(step)
+                else:
+                    self._set_aside(found[index + 1 :])
+                    return restored
+            log.warning("checkpoint %s/%d is damaged (%s): using the one before", self.folder, step, problem)
         if found:
             raise UserError(
-                f"{self.folder}: none of its checkpoints can be read (moved to "
-                f"{self.folder.parent / 'damaged_checkpoints'}); start again in another --workdir"
+                f"--workdir: none of the checkpoints in {self.folder} can be read ({', '.join(map(str, found))}, all "
+                "damaged); restore one of them from a copy, or start again in another folder"
             )
         return None
 
@@ -122,26 +150,29 @@ class Checkpoints:
         train = jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(path)], train_like)
         return TrainState(params=restored["params"], ema=restored.get("ema"), **train), restored["meta"]
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, damaged: list[int]) -> None:
         if jax.process_index() == 0:
             aside = self.folder.parent / "damaged_checkpoints"
-            aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            shutil.move(self.folder / str(step), aside / str(step))
-        _barrier("checkpoint set aside")
+            for step in damaged:
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                with disk.writing(aside):
+                    aside.mkdir(exist_ok=True)
+                    shutil.move(self.folder / str(step), aside / str(step))
+        _barrier("checkpoints set aside")
         self._manager.reload()
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        with self._all_or_nothing():
+            self._manager.close()
 
 
-def find(run: pathlib.Path, step: str = "last") -> int:
+def find(run: pathlib.Path, step: str = "last", field: str = "config.init_from") -> int:
     """The step of a run's checkpoint to read weights from.
 
     Args:
       run: folder of a run (the one that holds `checkpoints/`).
       step: "last" (the newest undamaged) or a number.
+      field: what names the run and the step, for errors.
 
     Raises:
       UserError: no such run or step, or it is damaged.
@@ -149,17 +180,17 @@ def find(run: pathlib.Path, step: str = "last") -> int:
     folder = run / "checkpoints"
     found = steps(folder)
     if not found:
-        raise UserError(f"init_from.run: {run} holds no checkpoint (expected {folder}/STEP); give the folder of a run")
+        raise UserError(f"{field}: {run} holds no checkpoint (expected {folder}/STEP); give the folder of a run")
     if step != "last":
         if not step.isdigit() or int(step) not in found:
-            raise UserError(f"init_from.step: {run} has no checkpoint {step}; it has {', '.join(map(str, found))}")
+            raise UserError(f"{field}: {run} has no checkpoint {step}; it has {', '.join(map(str, found))}")
         found = [int(step)]
     for candidate in reversed(found):
         problem = _agree(_damage(folder / str(candidate)))
         if problem is None:
             return candidate
         log.warning("checkpoint %s/%d is damaged (%s): skipped", folder, candidate, problem)
-    raise UserError(f"init_from.run: {run}: no undamaged checkpoint among {', '.join(map(str, found))}")
+    raise UserError(f"{field}: {run} has no undamaged checkpoint among {', '.join(map(str, found))}; give another run")
 
 
 def meta(run: pathlib.Path, step: int) -> dict:
@@ -170,12 +201,11 @@ def meta(run: pathlib.Path, step: int) -> dict:
 def shapes(run: pathlib.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Item ("params", perhaps "ema") → path → shape and dtype, without reading arrays."""
     folder = (run / "checkpoints" / str(step)).absolute()
-    out = {}
-    with ocp.PyTreeCheckpointHandler() as handler:
-        for item in ("params", "ema"):
-            if (folder / item).is_dir():
-                tree = handler.metadata(_path(folder / item)).tree
-                out[item] = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in flatten(tree).items()}
+    out, reader = {}, ocp.PyTreeCheckpointHandler()
+    for item in ("params", "ema"):
+        if (folder / item).is_dir():
+            tree = reader.metadata(epath.Path(folder / item)).tree
+            out[item] = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in flatten(tree).items()}
     return out
 
 
@@ -225,8 +255,8 @@ def _named(tree) -> dict:
     return unflatten({_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
 
 
-def _path(path: pathlib.Path) -> Any:
-    return ocp.path.step.epath.Path(path) if hasattr(ocp.path, "step") else path
+def _half_written(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -245,18 +275,16 @@ def _write_digest(folder: pathlib.Path) -> None:
     files = {str(p.relative_to(folder)): p for p in _files(folder)}
     small = sum(p.stat().st_size for p in files.values()) <= CHECKSUM_LIMIT_BYTES
     digest = {name: [p.stat().st_size, _crc(p) if small else None] for name, p in files.items()}
-    temporary = folder / (DIGEST + ".tmp")
-    temporary.write_text(json.dumps(digest))
-    os.replace(temporary, folder / DIGEST)
+    (folder / DIGEST).write_text(json.dumps(digest))
 
 
 def _damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files against their digest, or None. Without a digest nothing can be said."""
-    if jax.process_index() != 0 or not (folder / DIGEST).is_file():
+    """What is wrong with a checkpoint's files against their digest, or None."""
+    if jax.process_index() != 0:
         return None
     try:
-        digest = json.loads((folder / DIGEST).read_text())
-    except ValueError:
+        digest = json.loads((folder / DIGEST).read_bytes())
+    except (OSError, ValueError):
         return f"{DIGEST} is not readable"
     for name, (size, crc) in digest.items():
         path = folder / name
@@ -273,8 +301,6 @@ def _agree(problem: str | None) -> str | None:
     """Process 0 judges the files; the others take its word, so that all read the same checkpoint."""
     if jax.process_count() == 1:
         return problem
-    import numpy as np  # only in multi-process runs
-
     bad = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
     return (problem or "found damaged by process 0") if bad else None
 
@@ -282,23 +308,3 @@ def _agree(problem: str | None) -> str | None:
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-class _disk_errors:
-    """Turns what a full or read-only disk raises into one line."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        text = str(error).lower()
-        if error is not None and any(
-            sign in text for sign in ("no space left", "disk quota", "read-only file system", "permission denied")
-        ):
-            raise UserError(
-                f"--workdir: cannot write the checkpoint to {self._folder}: {str(error).splitlines()[0][:200]}; "
-                "free space or choose another folder, the same command then goes on from the last checkpoint"
-            ) from error

@@ -131,7 +131,7 @@ def transfer(rules: Handoff, run: pathlib.Path, step: str, params, *, log: Calla
     stage = meta["config"]["stage"]
     if stage not in rules.stages:
         raise UserError(
-            f"init_from.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
+            f"config.init_from.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
         )
     items = checkpoint.shapes(run, at)
     item = "ema" if "ema" in items else "params"

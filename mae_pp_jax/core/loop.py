@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from mae_pp_jax.core import checkpoint, handoff, hardware, metrics, optim, partition, run_folder, schedule
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import state as state_lib
-from mae_pp_jax.core.errors import Preempted, RunStopped
+from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.core.state import TrainState
@@ -144,7 +144,7 @@ def initial_state(prog: Program) -> tuple[TrainState, dict | None]:
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     with jax.set_mesh(prog.mesh):
-        params = jax.jit(stage.init, out_shardings=prog.shardings.params)(key)
+        params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
         source = None
         if config.init_from.run:
             run = pathlib.Path(config.init_from.run)
@@ -184,8 +184,7 @@ def run(stage: Stage, workdir: str) -> dict:
         resuming = bool(checkpoint.steps(folder.checkpoints))
         state, source = (None, None) if resuming else initial_state(prog)
         folder.create()
-        handler = run_folder.attach_log(folder.path)
-        cleanup.callback(logging.getLogger("mae_pp_jax").removeHandler, handler)
+        cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep)
         cleanup.callback(saves.close)
         meta = dict(
@@ -228,7 +227,10 @@ class _Training:
         self.progress = metrics.Progress(stage.config.stage, start, total, self.batch)
         batches = stage.train_batches(start)
         tracing = False
-        try:
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self.rows.close)
+            cleanup.callback(self.board.close)
+            cleanup.callback(self.progress.close)
             batch = partition.to_global(next(batches), self.mesh) if step < total else None
             while step < total:
                 if stage.config.profile and step == min(start + 2, total - 1):
@@ -254,12 +256,6 @@ class _Training:
                     self.save(step, state)
             self.saves.wait()
             return self.finish(step, state)
-        finally:
-            self.progress.close()
-            self.rows.close()
-            self.board.close()
-            if hasattr(batches, "close"):
-                batches.close()
 
     def log(self, step: int, state: TrainState) -> TrainState:
         """Writes the means since the last log and returns the state with empty sums."""
@@ -338,7 +334,7 @@ def _lineage(stage: Stage, source: dict | None) -> list[dict]:
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
     if saved["fingerprint"] != now["fingerprint"]:
-        raise run_folder.UserError(
+        raise UserError(
             f"config.data.name: {now['name']} is not the data that {folder.path} was trained on (fingerprint "
             f"{now['fingerprint']}, then {saved['fingerprint']}); restore the data or choose another --workdir"
         )
@@ -357,6 +353,11 @@ def _describe(prog: Program) -> None:
         "%d steps of %d images over %d records; %.4g model FLOPs a step",
         lengths.total, stage.config.global_batch, stage.records, stage.train_flops_per_image() * stage.config.global_batch,
     )
+
+
+def _quick_to_compile() -> dict[str, int]:
+    """Compiler options for a program that runs once: XLA's CPU compiler spends seconds on random bits otherwise."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from mae_pp_jax.core import disk
+
 log = logging.getLogger(__name__)
 
 
@@ -46,15 +48,14 @@ class Rows:
         if jax.process_index() != 0:
             return
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step] if resume_step else []
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        disk.write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, images_seen: int, values: dict[str, float]) -> None:
         if self._file:
-            self._file.write(json.dumps({"step": step, "images_seen": images_seen, **values}) + "\n")
-            self._file.flush()
+            with disk.writing(self._path):
+                self._file.write(json.dumps({"step": step, "images_seen": images_seen, **values}) + "\n")
+                self._file.flush()
 
     def last(self) -> dict[str, float]:
         """The newest value of every name on file."""
@@ -65,7 +66,8 @@ class Rows:
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
+            with disk.writing(self._path):
+                self._file.close()
 
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
@@ -107,15 +109,18 @@ class TensorBoard:
     def close(self) -> None:
         if self._thread:
             self._submit(lambda: self._open().flush())
-            for job in self._jobs:
-                job.result()
             self._thread.shutdown()
+            with disk.writing(self._folder):
+                for job in self._jobs:
+                    job.result()
 
 
 def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
     """Writes uint8 RGB [height, width, 3] as PNG."""
-    path.parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    with disk.writing(path):
+        path.parent.mkdir(exist_ok=True)
+    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    disk.write_whole(path, content.tobytes())
 
 
 class Progress:

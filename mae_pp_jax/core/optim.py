@@ -178,4 +178,4 @@ def _add_decay(factors, weight_decay: float) -> optax.GradientTransformation:
 
 def global_norm(tree) -> jax.Array:
     """Euclidean norm over all leaves, fp32."""
-    return optax.global_norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
+    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))

@@ -1,18 +1,19 @@
 """The folder of a run: who may use it, and its files `config.json`, `metrics.jsonl`, `log.txt`, `result.json`."""
 
+import contextlib
 import hashlib
-import json
 import logging
 import os
 import pathlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 
 import mae_pp_jax
-from mae_pp_jax.core import checkpoint, config as config_lib
+from mae_pp_jax.core import checkpoint, disk
+from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
 
@@ -25,7 +26,7 @@ class RunFolder:
 
         Raises:
           UserError: the folder holds a run with another config (the differing keys are named), is not a folder or
-            holds files that no run wrote.
+            holds checkpoints of nobody knows what.
         """
         self.path = pathlib.Path(path)
         self._config = config_lib.to_dict(config)
@@ -33,7 +34,7 @@ class RunFolder:
             raise UserError(f"--workdir: {self.path} is a file; give a folder")
         written = self.path / "config.json"
         if written.is_file():
-            lines = config_lib.differences(type(config), json.loads(written.read_text()), self._config)
+            lines = config_lib.differences(type(config), disk.read_json(written), self._config)
             if lines:
                 raise UserError(
                     f"--workdir: {self.path} holds a run with another config ({'; '.join(lines)}); "
@@ -49,7 +50,7 @@ class RunFolder:
     def result(self) -> dict | None:
         """The content of `result.json`, or None while the run is not finished."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return disk.read_json(path) if path.is_file() else None
 
     def create(self) -> None:
         """Makes the folder and writes the config.
@@ -59,30 +60,39 @@ class RunFolder:
         """
         if jax.process_index() != 0:
             return
-        try:
+        with disk.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "config.json", self._config)
-        except OSError as error:
-            raise UserError(f"--workdir: cannot write to {self.path}: {error.strerror}; choose another folder") from error
+        disk.write_json(self.path / "config.json", self._config)
 
     def write_result(self, result: dict) -> None:
         if jax.process_index() == 0:
-            write_json(self.path / "result.json", result)
+            disk.write_json(self.path / "result.json", result)
 
 
-def write_json(path: pathlib.Path, value) -> None:
-    """Writes whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def attach_log(path: pathlib.Path) -> logging.Handler:
-    """Plain lines of everything logged also go to `log.txt`; the caller removes the handler."""
-    handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
+@contextlib.contextmanager
+def log_to(path: pathlib.Path) -> Iterator[None]:
+    """Plain lines of everything logged also go to `log.txt`, and at the end why the run stopped, if it did."""
+    ours = logging.getLogger("mae_pp_jax")
+    with disk.writing(path / "log.txt"):
+        handler = _FileLog(path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.getLogger("mae_pp_jax").addHandler(handler)
-    return handler
+    ours.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        ours.debug("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        ours.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
+class _FileLog(logging.FileHandler):
+    """Loses lines where the disk is full: the row or checkpoint that follows stops the run and says so."""
+
+    def handleError(self, record):
+        pass
 
 
 def params_sha256(params: Mapping) -> str:

@@ -1,5 +1,6 @@
 """Pictures of what a masked autoencoder sees and paints."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -8,17 +9,18 @@ import numpy as np
 
 from mae_pp_jax.core import partition
 
+ROWS = ("original", "masked", "reconstruction")
 LEAST_SIDE = 64  # tiny images are enlarged to at least this many pixels, so that people can see them
 GAP = 4
 
 
 class Reconstructions:
-    """A grid, a row an image: original, masked, reconstructed.
+    """A picture with three rows: images as they are, what the model sees of them, and what it paints.
 
     Args:
-      reconstruct: (params, batch) → name → uint8 images [batch, height, width, 3], in the order of columns.
+      reconstruct: (params, batch) → name → uint8 images [batch, height, width, 3], by the names in `ROWS`.
       batches: opens one pass over the evaluation split.
-      count: rows.
+      count: images shown.
     """
 
     name = "reconstruction"
@@ -27,22 +29,19 @@ class Reconstructions:
         self._reconstruct, self._batches, self._count = jax.jit(reconstruct), batches, count
 
     def run(self, params, mesh) -> dict[str, np.ndarray]:
-        batches = self._batches()
-        with jax.set_mesh(mesh):
-            columns = self._reconstruct(params, partition.to_global(next(batches), mesh))
-        rows = min(self._count, next(iter(columns.values())).shape[0])
-        shown = [np.asarray(jax.device_get(columns[n][:rows])) for n in ("original", "masked", "reconstruction")]
-        return {self.name: grid(shown)}
+        with jax.set_mesh(mesh), contextlib.closing(self._batches()) as batches:
+            shown = self._reconstruct(params, partition.to_global(next(batches), mesh))
+        return {self.name: grid([np.asarray(jax.device_get(shown[row]))[: self._count] for row in ROWS])}
 
 
-def grid(columns: list[np.ndarray]) -> np.ndarray:
-    """Columns of uint8 images [rows, height, width, 3] as one picture on white."""
-    side = columns[0].shape[1]
+def grid(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of uint8 images [count, height, width, 3] as one picture on white."""
+    side = rows[0].shape[1]
     scale = max(1, -(-LEAST_SIDE // side))
     cell = side * scale + GAP
-    picture = np.full((len(columns[0]) * cell + GAP, len(columns) * cell + GAP, 3), 255, np.uint8)
-    for x, images in enumerate(columns):
-        for y, image in enumerate(images):
+    picture = np.full((len(rows) * cell + GAP, len(rows[0]) * cell + GAP, 3), 255, np.uint8)
+    for y, images in enumerate(rows):
+        for x, image in enumerate(images):
             big = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
             top, left = GAP + y * cell, GAP + x * cell
             picture[top : top + big.shape[0], left : left + big.shape[1]] = big

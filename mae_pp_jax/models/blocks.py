@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional
 from mae_pp_jax.core.partition import constrain
 
 TOKEN_AXES = ("batch", None, None)  # how activations [batch, tokens, width] lie on the mesh
@@ -38,9 +37,7 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         head_dim = width // heads
-        self.qkv = nnx.LinearGeneral(
-            width, (3, heads, head_dim), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
-        )
+        self.qkv = nnx.LinearGeneral(width, (3, heads, head_dim), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
         self.proj = nnx.LinearGeneral(
             (heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
         )
@@ -85,18 +82,22 @@ class Block(nnx.Module):
           x: tokens.
           branch_scale: [2, batch], what each sample's attention and MLP branch are multiplied with; see `drop_path`.
         """
-        attn = self.attn(self.norm1(x))
-        x = x + (attn if branch_scale is None else attn * branch_scale[0, :, None, None].astype(attn.dtype))
-        mlp = self.mlp(self.norm2(x))
-        x = x + (mlp if branch_scale is None else mlp * branch_scale[1, :, None, None].astype(mlp.dtype))
+        attn_scale, mlp_scale = (None, None) if branch_scale is None else branch_scale
+        x = x + _scaled(self.attn(self.norm1(x)), attn_scale)
+        x = x + _scaled(self.mlp(self.norm2(x)), mlp_scale)
         return constrain(x, TOKEN_AXES)
+
+
+def _scaled(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """A branch [batch, tokens, width] times one float32 factor a sample [batch], in the dtype of the branch."""
+    return branch if scale is None else (branch * scale[:, None, None]).astype(branch.dtype)
 
 
 def drop_path(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
     """Stochastic depth for a whole stack: which branches of which samples are dropped, drawn at once.
 
-    Block i of `depth` drops each of its two branches with probability rate · i / (depth - 1), for each sample apart, and
-    scales the branches that it keeps by 1 / (1 - that probability).
+    Block i of `depth` drops each of its two branches with probability rate · i / (depth - 1), for each sample apart,
+    and scales the branches that it keeps by 1 / (1 - that probability).
 
     Args:
       key: random key.

@@ -1,4 +1,4 @@
-"""The masked autoencoder (He et al. 2021): the encoder sees a quarter of the patches, a small decoder paints the rest."""
+"""The masked autoencoder (He et al. 2021): the encoder sees a few patches, a small decoder paints the rest."""
 
 import dataclasses
 
@@ -54,7 +54,8 @@ def visible_patches(config: MaeConfig, patches: int) -> int:
 class Decoder(nnx.Module):
     """Visible tokens to pixels of all patches.
 
-    Parameters: `embed`, `mask_token` [1, width], `pos_embed` [tokens, width] (fixed sin-cos), `blocks/…`, `norm`, `pred`.
+    Parameters: `embed`, `mask_token` [1, width], `pos_embed` [tokens, width] (fixed sin-cos), `blocks/…`, `norm` and
+    `pred`.
 
     Args:
       config: width, depth and heads; the hidden width of the MLPs is 4 · width.
@@ -159,8 +160,8 @@ class Mae(nnx.Module):
 
         Returns:
           masked: [batch, height, width, 3], the images with 0 (the data set's mean colour) in the masked patches.
-          reconstruction: [batch, height, width, 3], the images with the prediction in the masked patches. Where the target
-            is normalised, the patch's own mean and deviation bring the prediction back to pixels.
+          reconstruction: [batch, height, width, 3], the images with the prediction in the masked patches. Where the
+            target is normalised, the patch's own mean and deviation bring the prediction back to pixels.
         """
         out = self(images, key)
         _, mean, deviation = self._target(images)
@@ -187,7 +188,7 @@ class Mae(nnx.Module):
 
 
 def mae_forward_flops(encoder_config: VitConfig, config: MaeConfig, image_size: int) -> float:
-    """FLOPs of one image's forward pass, counted as `vit.forward_flops` does: encoder on visible patches, and decoder."""
+    """FLOPs of one image's forward pass, counted as `vit.forward_flops` does: encoder on visible patches, decoder."""
     patch, encoder_width, *_ = dimensions(encoder_config)
     patches, cls = grid_side(encoder_config, image_size) ** 2, int(encoder_config.cls_token)
     visible, width = visible_patches(config, patches), config.decoder_width

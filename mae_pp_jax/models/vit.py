@@ -87,9 +87,10 @@ def dimensions(config: VitConfig) -> Dimensions:
     match = re.fullmatch(r"([^/]+)/([1-9]\d*)", config.size)
     if not match or match[1] not in SIZES:
         name, _, patch = config.size.partition("/")
-        near = difflib.get_close_matches(name.upper(), SIZES, n=1, cutoff=0.3) or ["B"]
+        near = (difflib.get_close_matches(name.upper(), SIZES, n=1, cutoff=0.3) or ["B"])[0]
+        near += f"/{patch if patch.isdigit() and int(patch) else 16}"
         raise UserError(
-            f"config.model.size: {config.size!r} is no size; did you mean '{near[0]}/{patch if patch.isdigit() else 16}'? "
+            f"config.model.size: {config.size!r} is no size; did you mean '{near}'? "
             f"Known: {', '.join(SIZES)}, each followed by / and the side of a patch"
         )
     width, depth, heads = SIZES[match[1]]
@@ -177,9 +178,7 @@ class Encoder(nnx.Module):
         self.config, self.dims, self.dtype = config, dimensions(config), compute_dtype(config)
         self.grid = grid_side(config, image_size)
         patch, width, depth, heads, mlp = self.dims
-        self.patch_embed = nnx.Linear(
-            patch * patch * 3, width, kernel_init=xavier_uniform, dtype=self.dtype, rngs=rngs
-        )
+        self.patch_embed = nnx.Linear(patch * patch * 3, width, kernel_init=xavier_uniform, dtype=self.dtype, rngs=rngs)
         if config.cls_token:
             self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
         self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, self.grid, self.grid, config.cls_token)))

@@ -97,7 +97,8 @@ def read(workdir: str | os.PathLike) -> Pipeline:
         runs = tuple(_run(folder / name, stage, _init(stage, stages)) for name, stage in stages.items())
         return Pipeline(folder, described["title"], described["config"], described["data"], runs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--workdir: {path} is damaged ({type(error).__name__}: {error}); {_PIPELINE_FOLDER}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"--workdir: {path} is damaged ({what}); {_PIPELINE_FOLDER}") from error
 
 
 def scores(runs: Iterable[Run], metric: str = METRIC) -> list[Score]:

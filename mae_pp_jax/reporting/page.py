@@ -36,7 +36,8 @@ second. Each of these, and <b>random</b> weights, was then the starting point fo
 (Singh et al., 2023), at a scale that fits the machine it ran on.
 """
 _STAGE_COLUMNS = (
-    "stage", "starts from", "runs", "images seen<br>each", "wall time<br>together", "images/s", "parameters", "weights came from",
+    "stage", "starts from", "runs", "images seen<br>each", "wall time<br>together", "images/s", "parameters",
+    "weights came from",
 )
 
 
@@ -80,26 +81,27 @@ def _accuracies(compared: Sequence[Run], scores: Sequence[Score], looks: Mapping
     inits, tasks = gather.inits(compared), gather.tasks(compared)
     found = {(score.init, score.task): score for score in scores}
     best = {task: max((s.mean for s in scores if s.task == task), default=None) for task in tasks}
-    head = "".join(f"<th>{_e(task)}</th>" for task in tasks)
-    lines = []
-    for init in inits:
-        cells = "".join(_cell(found.get((init, task)), best[task]) for task in tasks)
-        lines.append(f"<tr><th>{_e(init)}</th>{cells}</tr>")
-    table = f'<table class="scores"><thead><tr><th>starts from</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    lines = [
+        f"<tr><th>{_e(init)}</th>{''.join(_cell(found.get((init, task)), best[task]) for task in tasks)}</tr>"
+        for init in inits
+    ]
     what = "".join(f"<li><b>{_e(task)}</b>: {TASKS[task]}</li>" for task in tasks if task in TASKS)
-    chart = _figure(
-        charts.accuracies(scores, inits, tasks, looks),
-        "Dots are means; bars reach one standard deviation to either side. The axis need not begin at 0.",
-    ) if scores else '<p class="quiet">No task has a result yet, so there is no chart.</p>'
+    chart = '<p class="quiet">No task has a result yet, so there is no chart.</p>'
+    if scores:
+        chart = _figure(
+            charts.accuracies(scores, inits, tasks, looks),
+            "Dots are means; bars reach one standard deviation to either side. The axis need not begin at 0.",
+        )
     return f"""<h2>What each start is worth</h2>
 <p>Accuracy on held-out images, in percent: mean ± standard deviation over seeds, which for few labelled images are
 draws of those images. A difference that is smaller than the spread is no ranking.</p>
-<div class="panels"><div><div class="wide">{table}</div><ul class="quiet">{what}</ul></div>{chart}</div>"""
+<div class="panels"><div>{_table("scores", ["starts from", *map(_e, tasks)], lines)}<ul class="quiet">{what}</ul></div>
+{chart}</div>"""
 
 
 def _cell(score: Score | None, best: float | None) -> str:
     if score is None:
-        return '<td>–<small>no result</small></td>'
+        return "<td>–<small>no result</small></td>"
     spread = "" if score.std is None else f" ± {100 * score.std:.1f}"
     seeds = "1 seed" if score.seeds == 1 else f"{score.seeds} seeds"
     kind, mark = ("best", "<small>highest</small>") if score.mean == best else ("", "")
@@ -168,7 +170,6 @@ def _stages(pipeline: Pipeline) -> str:
     for run in pipeline.runs:
         groups.setdefault((run.stage, run.init, run.task), []).append(run)
     lines = [_stage_line(runs) for runs in groups.values()]
-    head = "".join(f"<th>{name}</th>" for name in _STAGE_COLUMNS)
     configs = "".join(
         f"<details><summary><code>{_e(run.name)}</code></summary>"
         f"<pre>{_e(json.dumps(run.config, indent=1, ensure_ascii=False))}</pre></details>"
@@ -180,7 +181,7 @@ def _stages(pipeline: Pipeline) -> str:
     return f"""<h2>What was run</h2>
 <p>Recipe <code>{_e(pipeline.config)}</code>; {len(pipeline.runs)} runs, {_clock(seconds)} of training and evaluation
 in all.</p>
-<div class="wide"><table class="stages"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>
+{_table("stages", _STAGE_COLUMNS, lines)}
 <h3>Configs</h3>
 <p class="quiet">The full config of the first run of each line; every run keeps its own in
 <code>{_e(pipeline.folder.name)}/RUN/config.json</code>.</p>
@@ -198,7 +199,8 @@ def _stage_line(runs: Sequence[Run]) -> str:
         low, high = (charts.short(limit(numbers)) for limit in (min, max)) if numbers else ("–", "–")
         return low if low == high else f"{low} to {high}"
 
-    came_from = dict.fromkeys(" → ".join(map(_ancestor, result.get("lineage", []))) or "no other run" for result in results)
+    lineages = (result.get("lineage", []) for result in results)
+    came_from = dict.fromkeys(" → ".join(map(_ancestor, lineage)) or "no other run" for lineage in lineages)
     wall = values("wall_seconds")
     cells = (
         _e(first.init),
@@ -237,6 +239,13 @@ def _other_data(pipeline: Pipeline) -> str:
 again from the runs:</p>
 <pre><code>{_e(again)}</code></pre>
 <p class="quiet">The table above as data: <code>report.json</code>, beside this file.</p>"""
+
+
+def _table(kind: str, columns: Iterable[str], lines: Iterable[str]) -> str:
+    """Columns and lines as markup; scrolls sideways where the screen is narrower."""
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    body = "".join(lines)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _figure(svg: str, caption: str = "") -> str:

@@ -46,7 +46,6 @@ class ImageStage(Stage):
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
-        self.dtype = vit.compute_dtype(config.model)
         vit.grid_side(config.model, config.data.image_size)  # a size that does not fit is told before data is opened
 
     @functools.cached_property
@@ -133,11 +132,14 @@ class ImageStage(Stage):
         return f"records {shown} and {len(records) - 3} more" if len(records) > 3 else f"records {shown}"
 
     def pixels(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """uint8 → normalised [batch, height, width, 3] in the compute dtype; flipped at random when a key is given."""
+        """uint8 → normalised float32 [batch, height, width, 3]; flipped at random when a key is given.
+
+        Models cast to their compute dtype themselves; MAE's target needs the full precision.
+        """
         data, images = self.config.data, batch["image"]
         if key is not None and data.flip:
             images = augment.random_flip(images, key)
-        return augment.normalize(images, data.mean, data.std, self.dtype)
+        return augment.normalize(images, data.mean, data.std)
 
     def encoder_handoff(self, *, head: str) -> Handoff:
         """Takes the encoder of an MAE, WSP or classification run; `head` is the pattern of what starts fresh here.

@@ -1,5 +1,8 @@
-"""Parameters for tests of models."""
+"""Parameters for tests of models, and quick compilation."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,3 +32,19 @@ def random_params():
         return functional.unflatten({path: jnp.asarray(leaf(path, spec.shape)) for path, spec in shapes.items()})
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """`jax.jit` without LLVM's optimisations: programs of tests run once, and compiling them is what takes long."""
+    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="session")
+def run(quick):
+    """`run(model, params, *args, **kwargs)` is a compiled `model.apply`, compiled once for each model and shape."""
+
+    def call(model, *args, **kwargs):
+        return quick(model.apply, static_argnames=("method", "train"))(*args, **kwargs)
+
+    return call

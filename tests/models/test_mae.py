@@ -1,6 +1,7 @@
 """The masked autoencoder against a plain NumPy float64 version of it, and its properties one by one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ MAE = mae.MaeConfig(decoder_width=12, decoder_depth=2, decoder_heads=3)
 BATCH, PATCHES, VISIBLE, PATCH = 3, 16, 4, 2
 
 
+@functools.cache
 def build(vit_config=VIT, config=MAE):
     return functional.Model(lambda r: mae.Mae(vit_config, config, 8, rngs=r))
 
@@ -62,9 +64,9 @@ def transformer(x, p, at):
 
 def reference(p, image, noise):
     """Loss, prediction [patches, pixels] and mask [patches] of one image, after He et al. 2021."""
-    pixels = np.array([
-        image[PATCH * r : PATCH * (r + 1), PATCH * c : PATCH * (c + 1)].ravel() for r in range(4) for c in range(4)
-    ])
+    pixels = np.array(
+        [image[PATCH * r : PATCH * (r + 1), PATCH * c : PATCH * (c + 1)].ravel() for r in range(4) for c in range(4)]
+    )
     order = np.argsort(noise, kind="stable")
     x = dense(pixels, p, "encoder/patch_embed") + p["encoder/pos_embed"][1:]
     x = np.concatenate([p["encoder/cls_token"] + p["encoder/pos_embed"][:1], x[order[:VISIBLE]]])
@@ -79,9 +81,9 @@ def reference(p, image, noise):
     return np.sum(mask * ((prediction - target) ** 2).mean(1)) / mask.sum(), prediction, mask
 
 
-def test_loss_and_prediction_equal_the_reference(example):
+def test_loss_and_prediction_equal_the_reference(example, run):
     params, images, noise = example(build())
-    out = jax.jit(lambda params: build().apply(params, images, noise=noise))(params)
+    out = run(build(), params, images, noise=noise)
     p = {path: np.float64(leaf) for path, leaf in functional.flatten(params).items()}
     for i in range(BATCH):
         loss, prediction, mask = reference(p, np.float64(images[i]), np.float64(noise[i]))
@@ -90,9 +92,9 @@ def test_loss_and_prediction_equal_the_reference(example):
         np.testing.assert_array_equal(out["mask"][i], mask)
 
 
-def test_gradient_equals_central_differences_of_the_reference(example):
+def test_gradient_equals_central_differences_of_the_reference(example, quick):
     params, images, noise = example(build())
-    grad = jax.jit(jax.grad(lambda params: build().apply(params, images, noise=noise)["loss"].mean()))(params)
+    grad = quick(jax.grad(lambda params: build().apply(params, images, noise=noise)["loss"].mean()))(params)
     p = {path: np.float64(leaf) for path, leaf in functional.flatten(params).items()}
     images, noise, rng = np.float64(images), np.float64(noise), np.random.default_rng(0)
 
@@ -110,23 +112,23 @@ def test_gradient_equals_central_differences_of_the_reference(example):
         assert abs(np.vdot(leaf, direction) - slope) < 1e-5 * np.linalg.norm(leaf) * 1e-5 + 1e-13, path
 
 
-def test_every_patch_is_masked_equally_often_and_each_image_exactly(example):
+def test_every_patch_is_masked_equally_often_and_each_image_exactly(example, run):
     images = jnp.zeros((2048, 8, 8, 3))
     model = build()
-    mask = jax.jit(model.apply)(example(model)[0], images, jax.random.key(1))["mask"]
+    mask = run(model, example(model)[0], images, jax.random.key(1))["mask"]
     np.testing.assert_array_equal(mask.sum(1), PATCHES - VISIBLE)
     np.testing.assert_allclose(mask.mean(0), 0.75, atol=4.5 * np.sqrt(0.75 * 0.25 / 2048))
     assert len(np.unique(mask, axis=0)) > 1000  # of 1820 possible ones; images draw apart
 
 
-def test_key_decides_the_mask(example):
+def test_key_decides_the_mask(example, run):
     model = build()
     params, images, _ = example(model)
-    one, same, other = (model.apply(params, images, jax.random.key(seed))["mask"] for seed in (0, 0, 1))
+    one, same, other = (run(model, params, images, jax.random.key(seed))["mask"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.any(one != other)
     with pytest.raises(ValueError, match="key or noise"):
-        model.apply(params, images)
+        run(model, params, images)
 
 
 def change_patches(images, which):
@@ -136,34 +138,34 @@ def change_patches(images, which):
     return vit.unpatchify(jnp.where(which[:, :, None] == 1, other, patches), PATCH, (4, 4))
 
 
-def test_encoder_never_sees_masked_patches(example):
+def test_encoder_never_sees_masked_patches(example, run):
     params, images, noise = example(build())
-    out = build().apply(params, images, noise=noise)
-    changed = build().apply(params, change_patches(images, out["mask"]), noise=noise)
+    out = run(build(), params, images, noise=noise)
+    changed = run(build(), params, change_patches(images, out["mask"]), noise=noise)
     np.testing.assert_allclose(changed["prediction"], out["prediction"], atol=1e-6)
     assert np.all(changed["loss"] != out["loss"])
 
 
-def test_loss_ignores_visible_patches(example):
+def test_loss_ignores_visible_patches(example, run):
     params, images, noise = example(build())
     params["decoder"]["pred"]["kernel"] = jnp.zeros_like(params["decoder"]["pred"]["kernel"])  # the same for any input
-    out = build().apply(params, images, noise=noise)
-    changed = build().apply(params, change_patches(images, 1 - out["mask"]), noise=noise)
+    out = run(build(), params, images, noise=noise)
+    changed = run(build(), params, change_patches(images, 1 - out["mask"]), noise=noise)
     np.testing.assert_array_equal(changed["loss"], out["loss"])
 
 
-def test_plain_target_is_the_pixels(example):
+def test_plain_target_is_the_pixels(example, run):
     model = build(config=dataclasses.replace(MAE, normalize_target=False))
     params, images, noise = example(model)
-    out = model.apply(params, images, noise=noise)
+    out = run(model, params, images, noise=noise)
     error = np.square(out["prediction"] - vit.patchify(images, PATCH)).mean(-1)
     np.testing.assert_allclose(out["loss"], (error * out["mask"]).sum(1) / (PATCHES - VISIBLE), rtol=1e-5)
 
 
-def test_reconstruct_keeps_visible_pixels_and_undoes_the_normalisation(example):
+def test_reconstruct_keeps_visible_pixels_and_undoes_the_normalisation(example, run):
     model, key = build(), jax.random.key(5)
     params, images, _ = example(model)
-    out, pictures = model.apply(params, images, key), model.apply(params, images, key, method="reconstruct")
+    out, pictures = run(model, params, images, key), run(model, params, images, key, method="reconstruct")
     original, mask = np.float64(vit.patchify(images, PATCH)), np.asarray(out["mask"])[:, :, None]
     np.testing.assert_allclose(vit.patchify(pictures["masked"], PATCH), original * (1 - mask), atol=1e-6)
     mean, variance = original.mean(-1, keepdims=True), original.var(-1, ddof=1, keepdims=True)
@@ -172,30 +174,30 @@ def test_reconstruct_keeps_visible_pixels_and_undoes_the_normalisation(example):
     np.testing.assert_allclose(vit.patchify(pictures["reconstruction"], PATCH), expected, atol=1e-5)
 
 
-def test_works_without_class_token(example):
+def test_works_without_class_token(example, run):
     model = build(dataclasses.replace(VIT, cls_token=False, pool="mean"))
     params, images, noise = example(model)
     assert params["decoder"]["pos_embed"].shape == (PATCHES, 12) and "norm" in params["encoder"]
-    out = model.apply(params, images, noise=noise)
+    out = run(model, params, images, noise=noise)
     assert out["prediction"].shape == (BATCH, PATCHES, 12) and np.all(np.isfinite(out["loss"]))
 
 
-def test_bfloat16_is_close_and_returns_float32(example):
+def test_bfloat16_is_close_and_returns_float32(example, run):
     low = build(dataclasses.replace(VIT, dtype="bfloat16"))
     params, images, noise = example(low)
-    out, exact = (model.apply(params, images, noise=noise) for model in (low, build()))
+    out, exact = (run(model, params, images, noise=noise) for model in (low, build()))
     assert {leaf.dtype for leaf in jax.tree.leaves([out, params])} == {jnp.dtype("float32")}
     np.testing.assert_allclose(out["loss"], exact["loss"], rtol=0.03)
     assert np.any(out["loss"] != exact["loss"])
 
 
-def test_drop_path_acts_in_training_alone(example):
+def test_drop_path_acts_in_training_alone(example, run):
     model = build(dataclasses.replace(VIT, drop_path=0.9))
     params, images, noise = example(model)
     key = jax.random.key(0)
-    still, plain = model.apply(params, images, key, noise=noise), build().apply(params, images, noise=noise)
+    still, plain = run(model, params, images, key, noise=noise), run(build(), params, images, noise=noise)
     np.testing.assert_array_equal(still["loss"], plain["loss"])
-    assert np.any(model.apply(params, images, key, noise=noise, train=True)["loss"] != plain["loss"])
+    assert np.any(run(model, params, images, key, noise=noise, train=True)["loss"] != plain["loss"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The encoder and classifier: sizes, numerics, drop path, and what they refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ def tiny(**changes):
     return vit.VitConfig(**(dict(size="Ti/2", width=16, depth=3, heads=2, dtype="float32") | changes))
 
 
+@functools.cache
 def classifier(classes=5, head_init="probe", **changes):
     return functional.Model(lambda r: vit.Classifier(tiny(**changes), 8, classes, head_init=head_init, rngs=r))
 
@@ -44,7 +47,8 @@ def test_published_sizes(size, parameters, tokens):
 def test_parameter_paths_and_shapes():
     blocks_of = {
         "norm1/scale": (16,), "norm1/bias": (16,), "norm2/scale": (16,), "norm2/bias": (16,),
-        "attn/qkv/kernel": (16, 3, 2, 8), "attn/qkv/bias": (3, 2, 8), "attn/proj/kernel": (2, 8, 16), "attn/proj/bias": (16,),
+        "attn/qkv/kernel": (16, 3, 2, 8), "attn/qkv/bias": (3, 2, 8),
+        "attn/proj/kernel": (2, 8, 16), "attn/proj/bias": (16,),
         "mlp/fc1/kernel": (16, 64), "mlp/fc1/bias": (64,), "mlp/fc2/kernel": (64, 16), "mlp/fc2/bias": (16,),
     }  # fmt: skip
     common = {"patch_embed/kernel": (12, 16), "patch_embed/bias": (16,), "pos_embed": (17, 16), "cls_token": (1, 16)}
@@ -56,9 +60,11 @@ def test_parameter_paths_and_shapes():
     assert shapes == common | {"pos_embed": (16, 16), "fc_norm/scale": (16,), "fc_norm/bias": (16,)}
 
 
-def test_initial_values():
+def test_initial_values(quick):
     config = tiny(width=128, depth=2, heads=4)
-    params = functional.flatten(functional.Model(lambda r: vit.Encoder(config, 8, rngs=r)).init(jax.random.key(0)))
+    params = functional.flatten(
+        quick(functional.Model(lambda r: vit.Encoder(config, 8, rngs=r)).init)(jax.random.key(0))
+    )
     # Xavier-uniform of the fused matrices: ± sqrt(6 / (fan in + fan out)).
     fans = {"attn/qkv": 128 + 384, "attn/proj": 256, "mlp/fc1": 640, "mlp/fc2": 640}
     bounds = {f"blocks/{name}/kernel": np.sqrt(6 / fan) for name, fan in fans.items()}
@@ -76,8 +82,9 @@ def test_initial_values():
 
 
 @pytest.mark.parametrize(("head_init", "deviation"), [("zeros", 0.0), ("small", 2e-5), ("probe", 0.01)])
-def test_head_init(head_init, deviation):
-    head = classifier(classes=400, head_init=head_init).init(jax.random.key(0))["head"]
+def test_head_init(head_init, deviation, quick):
+    model = classifier(classes=400, head_init=head_init)
+    head = quick(lambda key: model.init(key)["head"])(jax.random.key(0))
     assert np.std(head["kernel"]) == pytest.approx(deviation, rel=0.05) and not np.any(head["bias"])
 
 
@@ -90,14 +97,14 @@ def test_patchify_order_and_inverse():
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_features_feed_the_head(pool, random_params):
+def test_features_feed_the_head(pool, random_params, run):
     model = classifier(pool=pool)
     params = random_params(model)
-    features, logits = model.apply(params, IMAGES, method="features"), model.apply(params, IMAGES)
+    features, logits = run(model, params, IMAGES, method="features"), run(model, params, IMAGES)
     assert features.shape == (6, 16) and logits.shape == (6, 5)
     head = params["head"]
     np.testing.assert_allclose(logits, features @ head["kernel"] + head["bias"], atol=1e-6)
-    tokens = functional.Model(lambda r: vit.Encoder(tiny(pool=pool), 8, rngs=r)).apply(params["encoder"], IMAGES)
+    tokens = run(functional.Model(lambda r: vit.Encoder(tiny(pool=pool), 8, rngs=r)), params["encoder"], IMAGES)
     assert tokens.shape == (6, 17, 16)
     pooled = tokens[:, 0]
     if pool == "mean":
@@ -107,46 +114,55 @@ def test_features_feed_the_head(pool, random_params):
     np.testing.assert_allclose(features, pooled, atol=1e-5)
 
 
-def test_select_encodes_the_chosen_patches_alone(random_params):
+def test_select_encodes_the_chosen_patches_alone(random_params, run):
     model = functional.Model(lambda r: vit.Encoder(tiny(cls_token=False, pool="mean"), 8, rngs=r))
     params = random_params(model)
     every = jnp.broadcast_to(jnp.eye(16), (6, 16, 16))
-    np.testing.assert_allclose(model.apply(params, IMAGES, select=every), model.apply(params, IMAGES), atol=1e-6)
+    np.testing.assert_allclose(run(model, params, IMAGES, select=every), run(model, params, IMAGES), atol=1e-6)
     two = jax.nn.one_hot(jnp.array([[3, 9]] * 6), 16)
-    seen = model.apply(params, IMAGES, select=two)
+    seen = run(model, params, IMAGES, select=two)
     blind = vit.unpatchify(vit.patchify(IMAGES, 2) * jnp.sum(two, 1)[:, :, None], 2, (4, 4))
-    np.testing.assert_allclose(model.apply(params, blind, select=two), seen, atol=1e-6)
+    np.testing.assert_allclose(run(model, params, blind, select=two), seen, atol=1e-6)
     assert seen.shape == (6, 2, 16)
 
 
 @pytest.mark.parametrize(("positions", "trained"), [("sincos", False), ("learned", True)])
-def test_only_learned_positions_have_a_gradient(positions, trained, random_params):
+def test_only_learned_positions_have_a_gradient(positions, trained, random_params, quick):
     model = classifier(positions=positions)
-    grad = jax.jit(jax.grad(lambda params: model.apply(params, IMAGES).sum()))(random_params(model))
+    grad = quick(jax.grad(lambda params: model.apply(params, IMAGES).sum()))(random_params(model))
     assert bool(np.any(grad["encoder"]["pos_embed"])) == trained
 
 
-def test_bfloat16_computes_low_and_keeps_parameters_and_logits_float32(random_params):
+def test_bfloat16_computes_low_and_keeps_parameters_and_logits_float32(random_params, run):
     low, high = classifier(dtype="bfloat16"), classifier()
     params = random_params(low)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low.shapes()))
-    tokens = functional.Model(lambda r: vit.Encoder(tiny(dtype="bfloat16"), 8, rngs=r)).apply(params["encoder"], IMAGES)
+    tokens = run(functional.Model(lambda r: vit.Encoder(tiny(dtype="bfloat16"), 8, rngs=r)), params["encoder"], IMAGES)
     assert tokens.dtype == jnp.bfloat16
-    features = low.apply(params, IMAGES, method="features")
-    assert low.apply(params, IMAGES).dtype == features.dtype == jnp.float32
-    exact = high.apply(params, IMAGES, method="features")
+    features = run(low, params, IMAGES, method="features")
+    assert run(low, params, IMAGES).dtype == features.dtype == jnp.float32
+    exact = run(high, params, IMAGES, method="features")
     assert 0 < np.abs(features - exact).max() < 0.1
 
 
-def test_remat_changes_no_gradient(random_params):
+def test_remat_changes_no_gradient(random_params, quick):
     def gradient(remat):
         model = classifier(remat=remat, drop_path=0.5)
-        loss = lambda params: jnp.square(model.apply(params, IMAGES, jax.random.key(3), True)).sum()  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss))(random_params(model))
+        loss = lambda params: jnp.square(model.apply(params, IMAGES, jax.random.key(3), train=True)).sum()  # noqa: E731
+        return quick(jax.value_and_grad(loss))(random_params(model))
 
     plain = gradient("none")
     for remat in ("full", "dots"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, gradient(remat))
+
+
+def test_layer_norm_is_its_definition_also_where_eps_matters(run):
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)) * np.array([1e-3, 1.0])[:, None, None]
+    norm = functional.Model(lambda rngs: blocks.LayerNorm(8, jnp.dtype("float32")))
+    params = {"scale": jnp.arange(1.0, 9.0), "bias": jnp.arange(8.0) / 8}
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    expected = expected * np.arange(1, 9) + np.arange(8) / 8
+    np.testing.assert_allclose(run(norm, params, jnp.asarray(x, jnp.float32)), expected, atol=1e-4)
 
 
 def test_drop_path_drops_more_in_later_blocks_and_keeps_the_mean():
@@ -158,26 +174,26 @@ def test_drop_path_drops_more_in_later_blocks_and_keeps_the_mean():
     assert np.any(scale[2, 0] != scale[2, 1])
 
 
-def test_dropped_branches_leave_a_sample_as_it_is(random_params):
+def test_dropped_branches_leave_a_sample_as_it_is(random_params, run):
     block = functional.Model(lambda r: blocks.Block(16, 2, 64, jnp.dtype("float32"), rngs=r))
     params, x = random_params(block), jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 16)), jnp.float32)
-    plain = block.apply(params, x)
-    scaled = block.apply(params, x, jnp.array([[1.0, 0.0, 0.0], [1.0, 0.0, 2.0]]))
+    plain = run(block, params, x)
+    scaled = run(block, params, x, jnp.array([[1.0, 0.0, 0.0], [1.0, 0.0, 2.0]]))
     np.testing.assert_allclose(scaled[0], plain[0], atol=1e-6)
     np.testing.assert_array_equal(scaled[1], x[1])
     assert np.all(np.any(scaled[2] != x[2], axis=-1)) and np.any(scaled[2] != plain[2])
 
 
-def test_drop_path_acts_in_training_alone(random_params):
+def test_drop_path_acts_in_training_alone(random_params, run):
     model, plain = classifier(drop_path=0.8), classifier()
     params, key = random_params(model), jax.random.key(1)
-    expected = plain.apply(params, IMAGES)
-    np.testing.assert_array_equal(model.apply(params, IMAGES, key, False), expected)
-    np.testing.assert_array_equal(plain.apply(params, IMAGES, key, True), expected)
-    one, other = (model.apply(params, IMAGES, jax.random.key(seed), True) for seed in (1, 2))
+    expected = run(plain, params, IMAGES)
+    np.testing.assert_array_equal(run(model, params, IMAGES, key, train=False), expected)
+    np.testing.assert_array_equal(run(plain, params, IMAGES, key, train=True), expected)
+    one, other = (run(model, params, IMAGES, jax.random.key(seed), train=True) for seed in (1, 2))
     assert np.any(one != expected) and np.any(one != other)
     with pytest.raises(ValueError, match="needs a key"):
-        model.apply(params, IMAGES, None, True)
+        run(model, params, IMAGES, None, train=True)
 
 
 def test_forward_flops_by_hand():
@@ -194,7 +210,7 @@ def test_forward_flops_by_hand():
         (vit.VitConfig(size="BB/16"), 224, r"config\.model\.size: 'BB/16' is no size; did you mean 'B/16'"),
         (vit.VitConfig(size="6.5b/14"), 224, "did you mean '6.5B/14'"),
         (vit.VitConfig(size="L"), 224, "did you mean 'L/16'"),
-        (vit.VitConfig(size="B/0"), 224, "config.model.size"),
+        (vit.VitConfig(size="B/0"), 224, "did you mean 'B/16'"),
         (vit.VitConfig(size="H/14"), 512, r"config\.data\.image_size: 512 .*config\.model\.size = H/14.* such as 518"),
         (vit.VitConfig(size="B/16"), 8, r"config\.data\.image_size: 8 .* such as 16"),
         (vit.VitConfig(size="B/16", width=100), 224, r"config\.model\.width: 100 .* heads = 12"),

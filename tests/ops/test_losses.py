@@ -45,7 +45,7 @@ def test_hashtag_targets():
 
 def test_image_without_hashtags_adds_nothing():
     targets, weight = losses.hashtag_targets(jnp.array([[-1, -1]], jnp.int32), 6)
-    loss, grad = jax.value_and_grad(
-        lambda z: jnp.sum(losses.softmax_cross_entropy(z, targets) * weight)
-    )(jnp.arange(6.0)[None])
+    loss, grad = jax.value_and_grad(lambda z: jnp.sum(losses.softmax_cross_entropy(z, targets) * weight))(
+        jnp.arange(6.0)[None]
+    )
     assert loss == 0 and not np.any(grad)

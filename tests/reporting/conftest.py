@@ -24,7 +24,8 @@ def make_pipeline(folder, *, seeds=3, title="Demo", without=()):
                 name = f"{stage}_{source or 'random'}_s{seed}"
                 stages.append(dict(name=name, stage=stage, init_from=source, report=report))
     folder.mkdir(parents=True, exist_ok=True)
-    described = dict(name="demo", config="configs/pipelines/demo.py:data=digits", title=title, data="digits", stages=stages)
+    config = "configs/pipelines/demo.py:data=digits"
+    described = dict(name="demo", config=config, title=title, data="digits", stages=stages)
     (folder / "pipeline.json").write_text(json.dumps(described))
     for index, stage in enumerate(stages):
         if stage["name"] not in without:
@@ -40,7 +41,7 @@ def make_run(folder, stage, index):
     goal = min(0.99, goal + {"classify": 0.02, "low_shot": -0.15}.get(stage["stage"], 0) + 0.01 * rng.standard_normal())
     quality = {"mae": None, "wsp": "test/tag_precision"}.get(stage["stage"], "test/accuracy")
     rows = []
-    for step in [] if stage["stage"] == "low_shot" else range(10, 1001, 10):
+    for step in [] if stage["stage"] == "low_shot" else range(50, 1001, 50):
         seen, done = step * 256, 1 - math.exp(-step / 200)
         loss = 1.5 - 1.2 * done + 0.03 * rng.standard_normal()
         rows.append({"step": step, "images_seen": seen, "train/loss": loss, "train/learning_rate": 1e-3})
@@ -63,6 +64,12 @@ def make_run(folder, stage, index):
         for step in (900, 1000):
             grid = rng.integers(0, 255, (208, 548), np.uint8)
             cv2.imwrite(str(folder / "pictures" / f"reconstruction_{step}.png"), grid)
+
+
+@pytest.fixture(scope="session")
+def build_pipeline():
+    """`make_pipeline`, for tests that choose the folder."""
+    return make_pipeline
 
 
 @pytest.fixture

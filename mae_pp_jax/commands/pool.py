@@ -1,0 +1,215 @@
+"""Stages of a pipeline side by side in worker processes, for CPUs: small models leave cores idle inside one process.
+
+Each worker owns its share of the cores and trains one stage after another; a stage starts when the one it takes its
+weights from is done. The parent shows the progress of all, read from the stages' own metrics files.
+"""
+
+import json
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import tqdm
+
+from mae_pp_jax.core import hardware, loop
+from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
+from mae_pp_jax.stages import registry
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal
+POLL_SECONDS = 0.5
+
+
+def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
+    """Trains stages, several at a time.
+
+    Args:
+      stages: name → resolved config, each after the one that its `init_from.run` names.
+      folder: stage NAME is trained in `folder`/NAME.
+      workers: number of worker processes.
+
+    Raises:
+      UserError, RunStopped, Preempted: what the first failing stage raised; the others save and stop.
+    """
+    work = {name: _work(config) for name, config in stages.items()}
+    sources = {str(folder / name): name for name in stages}
+    waiting = {name: sources.get(config.init_from.run) for name, config in stages.items()}
+    done: list[str] = []
+    with _Workers(workers) as crew, _Watch(folder, work) as watch:
+        while waiting or crew.busy:
+            ready = [name for name, source in waiting.items() if source is None or source in done]
+            for name in ready[: crew.idle]:
+                del waiting[name]
+                crew.start(name, stages[name], folder / name)
+            for name, result in crew.finished(POLL_SECONDS):
+                done.append(name)
+                shown = " ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if k.startswith("test/"))
+                log.info("[%d/%d] %s: %s", len(done), len(stages), name, shown)
+            watch.show(crew.busy, done)
+
+
+class _Workers:
+    """Processes that train one stage after another. A pipe to each: nothing is shared that a killed one could hold."""
+
+    def __init__(self, count: int):
+        context = multiprocessing.get_context("spawn")
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._pipes, self._processes, self._names = [], [], [None] * count
+        for index in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(theirs, cores[index::count], os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    @property
+    def busy(self) -> list[str]:
+        """Names of the stages in training."""
+        return [name for name in self._names if name is not None]
+
+    @property
+    def idle(self) -> int:
+        """How many workers wait for a stage."""
+        return self._names.count(None)
+
+    def start(self, name: str, config, folder: pathlib.Path) -> None:
+        """Gives a stage to an idle worker."""
+        index = self._names.index(None)
+        self._names[index] = name
+        self._pipes[index].send((config, folder))
+
+    def finished(self, seconds: float) -> list[tuple[str, dict]]:
+        """(name, result) of stages that ended within `seconds`; raises what a failed one raised."""
+        out = []
+        for pipe in multiprocessing.connection.wait(self._pipes, seconds):
+            index = self._pipes.index(pipe)
+            name = self._names[index]
+            try:
+                result, error = pipe.recv()
+            except EOFError:
+                if self._terminated.is_set():
+                    raise Preempted("preempted; run the same command again to resume") from None
+                raise RunStopped(
+                    f"the process that trained {name} died (out of memory?); run the same command again to resume"
+                ) from None
+            if error is not None:
+                raise error
+            self._names[index] = None
+            out.append((name, result))
+        return out
+
+    def __enter__(self):
+        self._terminated = threading.Event()
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._stop())
+        return self
+
+    def __exit__(self, *_):
+        self._stop()  # a stage in training saves and leaves
+        for process in self._processes:
+            process.join()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _stop(self) -> None:
+        self._terminated.set()
+        for process in self._processes:
+            process.terminate()
+
+
+def _worker(pipe, cores: list[int], parent: int) -> None:
+    """Trains what comes through the pipe and answers (result, None) or (None, error)."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # before JAX counts the cores it may use
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and stops its workers
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    hardware.enable_compilation_cache()
+    ours = logging.getLogger("mae_pp_jax")
+    ours.setLevel(logging.DEBUG)
+    ours.propagate = False  # a stage's lines go to its own log.txt
+    while True:
+        config, folder = pipe.recv()
+        try:
+            pipe.send((loop.run(registry.create(config), folder), None))
+        except (UserError, RunStopped, Preempted) as error:
+            pipe.send((None, error))
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process when its parent is gone, however that died."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _work(config) -> tuple[int, float]:
+    """(images, model FLOPs) of a stage: the measure of progress."""
+    stage = registry.create(config)
+    images = loop.steps_of(stage, "train_for") * config.global_batch
+    return images, images * stage.train_flops_per_image()
+
+
+class _Watch:
+    """One bar over all stages on a terminal, a line now and then elsewhere; done and left are measured in FLOPs."""
+
+    def __init__(self, folder: pathlib.Path, work: dict[str, tuple[int, float]]):
+        self._folder, self._work, self._began = folder, work, time.monotonic()
+        self._total = sum(flops for _, flops in work.values())
+        self._start: float | None = None
+        self._said = time.monotonic()
+        self._bar = None
+
+    def __enter__(self):
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=100.0, bar_format="{percentage:3.0f}%|{bar}| {postfix}", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, running: list[str], done: list[str]) -> None:
+        now, spent = time.monotonic(), sum(self._work[name][1] for name in done)
+        parts = []
+        for name in running:
+            row = _last_row(self._folder / name / "metrics.jsonl")
+            images, flops = self._work[name]
+            share = min(row.get("images_seen", 0) / images, 1.0)
+            spent += share * flops
+            parts.append(f"{name} {share:.0%}" + (f" loss {row['train/loss']:.3g}" if "train/loss" in row else ""))
+        if self._start is None:
+            self._start = spent  # what earlier calls had finished tells nothing about the speed of this one
+        gone = spent - self._start
+        left = (self._total - spent) * (now - self._began) / gone if gone else None
+        text = f"{', '.join(parts)}; {'…' if left is None else f'{left // 60:.0f}:{left % 60:02.0f}'} left"
+        if self._bar is not None:
+            self._bar.n = min(100.0, 100.0 * spent / self._total)
+            self._bar.set_postfix_str(text)
+        elif running and now - self._said > LINE_EVERY_SECONDS:
+            self._said = now
+            log.info("%.0f%%: %s", 100 * spent / self._total, text)
+
+
+def _last_row(path: pathlib.Path) -> dict:
+    """The newest complete training row of a metrics file that another process is writing."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().split(b"\n")[:-1]
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:  # the first line of the window is cut
+            return {}
+        if "train/loss" in row:
+            return row
+    return {}

@@ -1,0 +1,64 @@
+"""Files written whole or not at all; a disk that is full or cannot be written becomes one line."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+from mae_pp_jax.core.errors import UserError
+
+# Array storage and TensorFlow wrap the system's error in types of their own and leave only its text.
+_REASONS = tuple(
+    os.strerror(code)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Raises `UserError` naming `path` when what happens inside fails for want of space or permission."""
+    try:
+        yield
+    except Exception as error:
+        reason = next((r for r in _REASONS if r.lower() in str(error).lower()), None)
+        if reason is None:
+            raise
+        raise UserError(
+            f"--workdir: cannot write {path}: {reason.lower()}; free space or choose another folder"
+        ) from error
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file beside its place and renames it when complete, so that nobody ever sees half of it.
+
+    Raises:
+      UserError: the disk is full or cannot be written; what stood at `path` before still does.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """Writes JSON whole or not at all; see `write_whole`."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: pathlib.Path):
+    """The content of a JSON file.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged and cannot be read ({error}); restore it or remove its folder") from error

@@ -1,0 +1,95 @@
+import dataclasses
+import pathlib
+import re
+
+import ml_collections
+import pytest
+
+from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.stages import registry
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "mae_pp_jax"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = key(0.1, "a rate", low=0.0)
+    kind: str = key("a", "a kind", choices=("a", "b"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str = key(doc="a name")
+    count: int = key(3, "a count")
+    flag: bool = key(False, "a flag", restart=True)
+    sides: tuple[float, ...] = key((1.0, 2.0), "two sides")
+    inner: Inner = section(Inner, rate=0.5)
+
+
+def test_defaults_file_and_overrides_are_laid_over_each_other():
+    mapping = ml_collections.ConfigDict(dict(name="x", inner=dict(kind="b")))
+    config = config_lib.resolve(Outer, mapping, {"count": "7", "flag": "true", "sides": "3,4.5", "inner.rate": "1e-3"})
+    assert config == Outer(name="x", count=7, flag=True, sides=(3.0, 4.5), inner=Inner(rate=1e-3, kind="b"))
+    assert config_lib.resolve(Outer, dict(name="x")).inner.rate == 0.5
+    assert config_lib.resolve(Outer, config_lib.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "mapping, overrides, message",
+    [
+        (dict(), {}, r"config.name: must be set \(a name\)"),
+        (dict(name="x", cuont=1), {}, "config.cuont: unknown key; did you mean 'count'"),
+        (dict(name="x", inner=dict(rat=1)), {}, "config.inner.rat: unknown key; did you mean 'rate'"),
+        (dict(name="x", count=1.5), {}, "config.count: must be a whole number, got 1.5"),
+        (dict(name="x", flag=1), {}, "config.flag: must be true or false"),
+        (dict(name="x", inner=3), {}, "config.inner: must be a group of keys"),
+        (dict(name="x"), {"inner.kind": "c"}, "--config.inner.kind: 'c' is not one of a, b"),
+        (dict(name="x"), {"inner.rate": "-1"}, "--config.inner.rate: must be at least 0.0"),
+        (dict(name="x"), {"count": "many"}, "--config.count: must be a whole number, got 'many'"),
+        (dict(name="x"), {"inner.raet": "1"}, "--config.inner.raet: unknown key; did you mean --config.inner.rate"),
+        (dict(name="x"), {"rate": "1"}, "--config.rate: unknown key; did you mean --config.inner.rate"),
+        (dict(name="x"), {"inner": "1"}, "--config.inner: this is a group of keys"),
+        (dict(name="x"), {"count.x": "1"}, "--config.count.x: 'count' is a single value"),
+    ],
+)
+def test_wrong_values_are_named_with_the_mend(mapping, overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        config_lib.resolve(Outer, mapping, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_config_files_take_arguments(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "import ml_collections\n"
+        "def get_config(size='B/16', epochs=3, light=False):\n"
+        "    return ml_collections.ConfigDict(dict(size=size, epochs=epochs, light=light))\n"
+    )
+    assert config_lib.load_file(str(path)) == dict(size="B/16", epochs=3, light=False)
+    assert config_lib.load_file(f"{path}:size=L/16,epochs=5,light") == dict(size="L/16", epochs=5, light=True)
+    with pytest.raises(UserError, match="takes no argument 'sise'; did you mean 'size'"):
+        config_lib.load_file(f"{path}:sise=L/16")
+    with pytest.raises(UserError, match=r"no config file .*recip.py; did you mean .*recipe.py"):
+        config_lib.load_file(str(tmp_path / "recip.py"))
+
+
+def test_differences_leave_out_what_a_restart_may_change():
+    old, new = dict(name="x", flag=False, inner=dict(rate=1)), dict(name="y", flag=True, inner=dict(rate=2))
+    assert config_lib.differences(Outer, old, new) == ["inner.rate: 1 → 2", 'name: "x" → "y"']
+
+
+@pytest.mark.parametrize("stage", registry.STAGES)
+def test_every_key_has_documentation_and_a_reader(stage):
+    """STYLE rule: no dead key. A reader is an attribute access of that name somewhere in the package."""
+    code = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+
+    def check(schema):
+        for field in dataclasses.fields(schema):
+            assert field.metadata["doc"] or dataclasses.is_dataclass(field.type), field.name
+            assert re.search(rf"\.{field.name}\b", code) or f'"{field.name}"' in code, f"nobody reads {field.name}"
+            if dataclasses.is_dataclass(field.type):
+                check(field.type)
+
+    check(registry.STAGES[stage].Config)

@@ -1,0 +1,187 @@
+"""Stages through the loop: sharding, handoff, freezing, and every recipe's shapes."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_pp_jax.commands.train import train
+from mae_pp_jax.core import checkpoint, loop, partition
+from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.stages import registry
+from tests.conftest import ROOT, TINY, TINY_MAE
+
+RECIPES = {
+    "mae": TINY_MAE,
+    "wsp": TINY,
+    "classify": TINY,
+    "linear": TINY,
+    "low_shot": {**TINY, "global_batch": "40", "shots": "2"},
+}
+
+
+def stage_of(name, **overrides):
+    mapping = config_lib.load_file(str(ROOT / f"configs/{name}/digits.py"))
+    return registry.create(registry.resolve(mapping, {**RECIPES[name], **overrides}))
+
+
+def losses(stage, shape, steps=5):
+    """Training losses of the first steps on a mesh of `shape` over the simulated devices."""
+    sizes = dict(zip(partition.MESH_AXES, shape, strict=True))
+    config = config_lib.resolve(partition.MeshConfig, sizes)
+    mesh = partition.make_mesh(config, jax.devices()[: int(np.prod(shape))])
+    prog = loop.program(stage, mesh)
+    state, _ = loop.initial_state(prog)
+    update = prog.compile()
+    batches, out = stage.train_batches(0), []
+    for _ in range(steps):
+        before = jax.device_get(state.metrics["loss"])
+        state = update(state, partition.to_global(next(batches), mesh))
+        total, weight = (a - b for a, b in zip(jax.device_get(state.metrics["loss"]), before, strict=True))
+        out.append(total / weight)
+    return np.asarray(out), prog, state
+
+
+@pytest.mark.parametrize("name", ["mae", "wsp", "classify"])
+def test_meshes_give_the_losses_of_one_device(name):
+    stage = stage_of(name)
+    alone, _, _ = losses(stage, (1, 1, 1))
+    assert np.ptp(alone) > 0
+    for shape in [(8, 1, 1), (2, 4, 1), (2, 2, 2)]:
+        spread, prog, _ = losses(stage, shape)
+        np.testing.assert_allclose(spread, alone, rtol=1e-5, err_msg=str(shape))
+        kernels = [leaf for path, leaf in flatten(prog.shapes.params).items() if path.endswith("fc1/kernel")]
+        assert all(leaf.sharding.is_fully_replicated == (shape == (8, 1, 1)) for leaf in kernels)
+
+
+def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
+    stage = stage_of("mae")
+    _, _, state = losses(stage, (2, 4, 1), steps=2)
+    saves = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)
+    saves.save(2, state, {"config": {}})
+    _, other, _ = losses(stage, (2, 2, 2), steps=1)
+    restored, _ = saves.restore(other.shapes)
+    saves.close()
+    assert int(restored.step) == 2
+    for (path, a), b in zip(flatten(restored.params).items(), flatten(state.params).values(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=path)
+        assert a.sharding == flatten(other.shapes.params)[path].sharding
+
+
+def params_of(run: pathlib.Path) -> dict[str, np.ndarray]:
+    step = checkpoint.find(run)
+    shapes = checkpoint.shapes(run, step)["params"]
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole) for p, s in shapes.items()}
+    return {p: np.asarray(v) for p, v in checkpoint.read(run, step, "params", wanted).items()}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, mae_run):
+    """MAE → WSP → classify, linear and low-shot, each a finished tiny run: name → (folder, result)."""
+    folder, runs = tmp_path_factory.mktemp("chain"), {"mae": (mae_run, None)}
+    for name, source in [("wsp", "mae"), ("classify", "wsp"), ("linear", "wsp"), ("low_shot", "wsp")]:
+        overrides = {**RECIPES[name], "init_from.run": str(runs[source][0])}
+        runs[name] = folder / name, train(str(ROOT / f"configs/{name}/digits.py"), folder / name, overrides)
+    return runs
+
+
+def test_handoff_moves_the_encoder_exactly_and_prints_every_leaf(tmp_path, chain, capsys):
+    mae, _ = chain["mae"]
+    overrides = {**TINY, "init_from.run": str(mae), "train_for": "1 steps", "optim.lr": "0", "optim.weight_decay": "0"}
+    train(str(ROOT / "configs/wsp/digits.py"), tmp_path / "wsp", overrides)
+    source, target = params_of(mae), params_of(tmp_path / "wsp")
+    for path in (p for p in source if p.startswith("encoder/")):
+        np.testing.assert_array_equal(source[path], target[path], err_msg=path)
+    assert not np.any(target["head/kernel"])
+
+
+def test_lineage_names_all_ancestors(chain):
+    _, result = chain["classify"]
+    assert [parent["stage"] for parent in result["lineage"]] == ["mae", "wsp"]
+    assert result["lineage"][1]["run"] == str(chain["wsp"][0])
+
+
+@pytest.mark.parametrize("name", ["linear", "low_shot"])
+def test_frozen_encoder_stays_the_source_encoder(chain, name):
+    source, target = params_of(chain["wsp"][0]), params_of(chain[name][0])
+    for path in (p for p in source if p.startswith("encoder/")):
+        np.testing.assert_array_equal(source[path], target[path], err_msg=path)
+    head = "head/kernel" if name == "linear" else "heads/kernel"
+    assert np.any(target[head])
+
+
+def test_fixed_positions_do_not_move_in_mae_and_do_in_wsp(chain):
+    mae, wsp = params_of(chain["mae"][0]), params_of(chain["wsp"][0])
+    from mae_pp_jax.models.positions import sincos_2d
+
+    np.testing.assert_array_equal(mae["encoder/pos_embed"], sincos_2d(16, 2, 2, True))
+    assert np.any(mae["encoder/pos_embed"] != wsp["encoder/pos_embed"])
+
+
+def test_statistics_of_frozen_features_normalise_them(chain):
+    """What `linear` measures before its first step is the mean and variance of the features."""
+    folder, _ = chain["linear"]
+    stage = registry.create(registry.resolve(_config(folder)))
+    params = functools.partial(flatten, params_of(folder))()
+    from mae_pp_jax.core.functional import unflatten
+
+    params = unflatten(params)
+    batches, rows = stage.train_batches(0), []
+    for _ in range(-(-stage.records // stage.config.global_batch)):
+        rows.append(np.asarray(stage.features(params, {n: jnp.asarray(v) for n, v in next(batches).items()})))
+    rows = np.concatenate(rows)
+    np.testing.assert_allclose(params["feature_norm"]["mean"][0], rows.mean(0), atol=1e-4)
+    np.testing.assert_allclose(params["feature_norm"]["variance"][0], rows.var(0), rtol=1e-2, atol=1e-5)
+
+
+def test_low_shot_uses_only_its_few_images(chain):
+    stage = registry.create(registry.resolve(_config(chain["low_shot"][0])))
+    assert [len(subset) for subset in stage.subsets] == [20] * 5
+    labels = stage.train_source.labels()
+    assert all((np.bincount(subset.labels(), minlength=10) == 2).all() for subset in stage.subsets)
+    batch = next(stage.train_batches(0))
+    assert np.bincount(batch["group"]).tolist() == [8] * 5 and len(labels) == 1437
+    _, result = chain["low_shot"]
+    assert result["metrics"]["test/splits"] == 5 and "test/accuracy_std" in result["metrics"]
+
+
+def test_positions_are_resized_to_another_resolution(tmp_path, chain):
+    overrides = {**TINY, "init_from.run": str(chain["mae"][0]), "data.image_size": "16", "train_for": "1 steps"}
+    overrides |= {"optim.lr": "0", "optim.weight_decay": "0"}
+    train(str(ROOT / "configs/classify/digits.py"), tmp_path / "large", overrides)
+    small, large = params_of(chain["mae"][0]), params_of(tmp_path / "large")
+    assert large["encoder/pos_embed"].shape == (17, 16)
+    np.testing.assert_array_equal(large["encoder/pos_embed"][0], small["encoder/pos_embed"][0])
+    assert "resized  encoder/pos_embed 5×16 → encoder/pos_embed 17×16" in (tmp_path / "large" / "log.txt").read_text()
+
+
+def test_another_stage_than_expected_is_refused(tmp_path, chain):
+    with pytest.raises(UserError, match="is a run of stage 'linear'; this stage starts from mae or wsp or classify"):
+        train(str(ROOT / "configs/wsp/digits.py"), tmp_path / "x", {**TINY, "init_from.run": str(chain["linear"][0])})
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted((ROOT / "configs").rglob("*.py")) if p.parent.name != "pipelines"],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_every_recipe_builds_and_its_step_has_shapes(path):
+    """STYLE section D (c): parameters, optimizer and one step of every config, by abstract evaluation."""
+    stage = registry.create(registry.resolve(config_lib.load_file(str(path))))
+    mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {}), jax.devices()[:1])
+    prog = loop.program(stage, mesh)
+    after = jax.eval_shape(prog.step, prog.shapes, stage.batch_spec())
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), prog.shapes)
+
+
+def _config(folder: pathlib.Path) -> dict:
+    import json
+
+    return json.loads((folder / "config.json").read_text())
