@@ -36,6 +36,8 @@ setup(
         "grain>=0.2.12",
         "array_record>=0.8",
         "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6.0",  # TFDS needs it to prepare a dataset and does not say so
+        "etils[epath]>=1.7",
         f"tensorflow-cpu>=2.20; {LINUX_X86_64}",
         f"tensorflow>=2.20; {ELSEWHERE}",
         "tensorboard>=2.19",

@@ -1,11 +1,9 @@
 """`python -m mae_pp_jax VERB …`, also installed as `mae-pp`."""
 
 import argparse
-import logging
-import os
 import sys
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import console
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 
 DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) → transfer, for Vision Transformers in JAX.
@@ -33,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
-    _log_to_console()
+    console.quiet_libraries()
+    console.log_to_stderr()
     try:
         args, rest = parser().parse_known_args(argv)
         args.run(args, rest) if getattr(args, "takes_overrides", False) else args.run(_no_rest(args, rest))
@@ -55,27 +54,6 @@ def _no_rest(args, rest: list[str]):
     if rest:
         raise UserError(f"{args.verb}: unknown argument {rest[0]}; see python -m mae_pp_jax {args.verb} --help")
     return args
-
-
-def _log_to_console() -> None:
-    import absl.logging
-    import tqdm
-
-    class AroundBar(logging.Handler):
-        """Prints lines above a progress bar instead of through it."""
-
-        def emit(self, record):
-            tqdm.tqdm.write(self.format(record), file=sys.stderr)
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax prints whole tracebacks of what it then raises
-    ours = logging.getLogger("mae_pp_jax")
-    ours.setLevel(logging.DEBUG)
-    ours.propagate = False
-    if not ours.handlers:
-        console = AroundBar(logging.INFO)
-        console.setFormatter(logging.Formatter("%(message)s"))
-        ours.addHandler(console)
 
 
 if __name__ == "__main__":

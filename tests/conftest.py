@@ -6,7 +6,7 @@ import tempfile
 
 _SCRATCH = pathlib.Path(tempfile.gettempdir()) / f"mae_pp_jax_tests_{os.getuid()}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_SCRATCH / "compiled"))
 os.environ.setdefault("TFDS_DATA_DIR", str(_SCRATCH / "tfds"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -48,7 +48,7 @@ def command(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProce
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
 
 
 @pytest.fixture(scope="session")

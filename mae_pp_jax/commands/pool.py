@@ -17,7 +17,7 @@ import time
 
 import tqdm
 
-from mae_pp_jax.core import hardware, loop
+from mae_pp_jax.core import console, hardware, loop
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
 
@@ -132,9 +132,7 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and stops its workers
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     hardware.enable_compilation_cache()
-    ours = logging.getLogger("mae_pp_jax")
-    ours.setLevel(logging.DEBUG)
-    ours.propagate = False  # a stage's lines go to its own log.txt
+    console.quiet_libraries()  # a stage's lines go to its own log.txt only
     while True:
         config, folder = pipe.recv()
         try:

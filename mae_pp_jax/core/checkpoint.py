@@ -26,8 +26,11 @@ from mae_pp_jax.core.state import TrainState
 log = logging.getLogger(__name__)
 
 DIGEST = "digest.json"
+# Orbax rewrites its step metadata (times) after the commit; no array depends on it.
+NOT_IN_DIGEST = {DIGEST, "_CHECKPOINT_METADATA"}
 # One process reads all files to verify them: beyond this size only their lengths are compared.
 CHECKSUM_LIMIT_BYTES = 4 << 30
+SPACE_FOR_INDEXES = 1 << 20  # what a checkpoint takes on disk besides its arrays
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -69,6 +72,7 @@ class Checkpoints:
           UserError: the disk is full or cannot be written (also for the write before this one).
         """
         self.wait()
+        self._check_space(state)
         self._saving = step
         with self._all_or_nothing():
             self._manager.save(
@@ -86,13 +90,23 @@ class Checkpoints:
         with self._all_or_nothing():
             self._manager.wait_until_finished()
 
+    def _check_space(self, state: TrainState) -> None:
+        """Refuses before anything is written; a disk that fills up half-way is noticed too, but by many at once."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPACE_FOR_INDEXES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"--workdir: no space left for a checkpoint in {self.folder}: it needs {needed:,} bytes and {free:,} are "
+                "free; free space, then the same command goes on from the last checkpoint"
+            )
+
     @contextlib.contextmanager
     def _all_or_nothing(self):
         """What a save that failed has written so far is removed."""
         try:
             with disk.writing(self.folder):
                 yield
-        except BaseException:
+        except Exception:
             if jax.process_index() == 0:
                 for half in _half_written(self.folder):
                     shutil.rmtree(half, ignore_errors=True)
@@ -260,7 +274,8 @@ def _half_written(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DIGEST)
+    """The files of all items; what stands beside them is orbax's own note of when it wrote, which it still changes."""
+    return sorted(p for p in folder.glob("*/**/*") if p.is_file())
 
 
 def _crc(path: pathlib.Path) -> int:

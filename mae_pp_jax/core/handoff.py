@@ -108,7 +108,7 @@ def report(plan: Plan, source: Mapping, target: Mapping, where: str) -> str:
     return "\n".join(lines)
 
 
-def transfer(rules: Handoff, run: pathlib.Path, step: str, params, *, log: Callable[[str], None]) -> tuple[dict, dict]:
+def transfer(rules: Handoff, run: pathlib.Path, step: str, params) -> tuple[dict, dict, str]:
     """Fills freshly initialised parameters with the weights of another run.
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
@@ -118,10 +118,9 @@ def transfer(rules: Handoff, run: pathlib.Path, step: str, params, *, log: Calla
       run: folder of the source run.
       step: "last" or a number.
       params: nested dict of initialised, sharded parameters of this stage.
-      log: receives the report.
 
     Returns:
-      (parameters, record of the source for the lineage).
+      (parameters, record of the source for the lineage, report that names every leaf).
 
     Raises:
       UserError: the source is absent, of a stage these rules do not know, or does not match.
@@ -138,7 +137,7 @@ def transfer(rules: Handoff, run: pathlib.Path, step: str, params, *, log: Calla
     source, target = items[item], flatten(params)
     where = f"{run} (stage {stage}, step {at}, {item})"
     matched = plan(rules, source, target, where)
-    log(report(matched, source, target, where))
+    account = report(matched, source, target, where)
     wanted = {s: _like(source[s], target[t]) for t, s in {**matched.moved, **matched.resized}.items()}
     arrays = checkpoint.read(run, at, item, wanted)
     for t, s in matched.moved.items():
@@ -148,7 +147,7 @@ def transfer(rules: Handoff, run: pathlib.Path, step: str, params, *, log: Calla
         value = np.asarray(resize(np.asarray(arrays[s]), target[t].shape), target[t].dtype)
         target[t] = jax.make_array_from_callback(value.shape, target[t].sharding, lambda index, v=value: v[index])
     parent = dict(run=str(run), stage=stage, step=at, item=item, params_sha256=meta.get("params_sha256"))
-    return unflatten(target), {**parent, "lineage": meta["lineage"]}
+    return unflatten(target), {**parent, "lineage": meta["lineage"]}, account
 
 
 def _shape(leaf) -> str:

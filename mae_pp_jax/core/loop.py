@@ -139,16 +139,20 @@ def steps_of(stage: Stage, field: str, total: int | None = None) -> int:
     )
 
 
-def initial_state(prog: Program) -> tuple[TrainState, dict | None]:
-    """(state before the first update, record of the source run or None): random weights, then the handoff."""
+def initial_state(prog: Program) -> tuple[TrainState, dict | None, str]:
+    """Random weights, then the handoff.
+
+    Returns:
+      (state before the first update, record of the source run or None, what became of every weight).
+    """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     with jax.set_mesh(prog.mesh):
         params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
-        source = None
+        source, account = None, "random initialisation"
         if config.init_from.run:
             run = pathlib.Path(config.init_from.run)
-            params, source = handoff.transfer(stage.handoff, run, config.init_from.step, params, log=log.info)
+            params, source, account = handoff.transfer(stage.handoff, run, config.init_from.step, params)
         params = stage.prepare(params, prog.mesh)
 
         def create(params):
@@ -161,7 +165,7 @@ def initial_state(prog: Program) -> tuple[TrainState, dict | None]:
                 metrics=metrics.zeros(names),
             )
 
-        return jax.jit(create, out_shardings=prog.shardings)(params), source
+        return jax.jit(create, out_shardings=prog.shardings)(params), source, account
 
 
 def run(stage: Stage, workdir: str) -> dict:
@@ -182,23 +186,25 @@ def run(stage: Stage, workdir: str) -> dict:
     prog = program(stage, partition.make_mesh(stage.config.mesh))
     with contextlib.ExitStack() as cleanup:
         resuming = bool(checkpoint.steps(folder.checkpoints))
-        state, source = (None, None) if resuming else initial_state(prog)
+        dataset = stage.dataset  # opens all splits: a missing one is told before anything is written
+        state, source, account = (None, None, "") if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep)
         cleanup.callback(saves.close)
         meta = dict(
             config=config_lib.to_dict(stage.config),
-            dataset=stage.dataset,
+            dataset=dataset,
             lineage=[],
             revision=run_folder.code_revision(),
             wall_seconds=0.0,
         )
         if resuming:
             state, meta = saves.restore(prog.shapes)
-            _same_dataset(meta["dataset"], stage.dataset, folder)
+            _same_dataset(meta["dataset"], dataset, folder)
             log.info("resumed %s at step %d", folder.path, int(state.step))
         else:
+            log.info("%s", account)
             meta["lineage"] = _lineage(stage, source)
         _describe(prog)
         stop = cleanup.enter_context(_sigterm())
@@ -333,10 +339,12 @@ def _lineage(stage: Stage, source: dict | None) -> list[dict]:
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
-    if saved["fingerprint"] != now["fingerprint"]:
+    if saved != now:
+        pairs = ((name, saved.get(name), value) for name, value in now.items())
+        changes = ", ".join(f"{name} was {then}, is {value}" for name, then, value in pairs if then != value)
         raise UserError(
-            f"config.data.name: {now['name']} is not the data that {folder.path} was trained on (fingerprint "
-            f"{now['fingerprint']}, then {saved['fingerprint']}); restore the data or choose another --workdir"
+            f"config.data.name: {now['name']} is not the data that {folder.path} was trained on ({changes}); "
+            "restore the data or choose another --workdir"
         )
 
 

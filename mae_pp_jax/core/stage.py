@@ -71,9 +71,9 @@ class Stage:
       Config: the stage's config dataclass.
       config: the resolved config.
       records: training records in one epoch.
-      dataset: what was trained on, for the lineage: name, split, records, fingerprint.
+      dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, and of each
+        split its name, records and fingerprint.
       handoff: which weights of earlier stages this one takes.
-      sums: names of the metrics of `loss`; each is a (sum, weight) pair.
     """
 
     Config: ClassVar[type[StageConfig]]

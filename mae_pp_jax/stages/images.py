@@ -84,8 +84,16 @@ class ImageStage(Stage):
 
     @property
     def dataset(self) -> dict:
-        data, source = self.config.data, self.train_source
-        return dict(name=data.name, split=data.train_split, records=len(source), fingerprint=source.fingerprint)
+        data, train, test = self.config.data, self.train_source, self.eval_source
+        return dict(
+            name=data.name,
+            split=data.train_split,
+            records=len(train),
+            fingerprint=train.fingerprint,
+            eval_split=data.eval_split,
+            eval_records=len(test),
+            eval_fingerprint=test.fingerprint,
+        )
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         wanted = self.batch_spec()

@@ -1,6 +1,6 @@
 """Stages through the loop: sharding, handoff, freezing, and every recipe's shapes."""
 
-import functools
+import json
 import pathlib
 
 import jax
@@ -12,7 +12,8 @@ from mae_pp_jax.commands.train import train
 from mae_pp_jax.core import checkpoint, loop, partition
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.core.functional import flatten, unflatten
+from mae_pp_jax.models.positions import sincos_2d
 from mae_pp_jax.stages import registry
 from tests.conftest import ROOT, TINY, TINY_MAE
 
@@ -36,7 +37,7 @@ def losses(stage, shape, steps=5):
     config = config_lib.resolve(partition.MeshConfig, sizes)
     mesh = partition.make_mesh(config, jax.devices()[: int(np.prod(shape))])
     prog = loop.program(stage, mesh)
-    state, _ = loop.initial_state(prog)
+    state, _, _ = loop.initial_state(prog)
     update = prog.compile()
     batches, out = stage.train_batches(0), []
     for _ in range(steps):
@@ -91,7 +92,7 @@ def chain(tmp_path_factory, mae_run):
     return runs
 
 
-def test_handoff_moves_the_encoder_exactly_and_prints_every_leaf(tmp_path, chain, capsys):
+def test_handoff_moves_the_encoder_exactly_and_prints_every_leaf(tmp_path, chain):
     mae, _ = chain["mae"]
     overrides = {**TINY, "init_from.run": str(mae), "train_for": "1 steps", "optim.lr": "0", "optim.weight_decay": "0"}
     train(str(ROOT / "configs/wsp/digits.py"), tmp_path / "wsp", overrides)
@@ -99,6 +100,8 @@ def test_handoff_moves_the_encoder_exactly_and_prints_every_leaf(tmp_path, chain
     for path in (p for p in source if p.startswith("encoder/")):
         np.testing.assert_array_equal(source[path], target[path], err_msg=path)
     assert not np.any(target["head/kernel"])
+    log = (tmp_path / "wsp" / "log.txt").read_text()
+    assert all(path in log for path in {*source, *target})
 
 
 def test_lineage_names_all_ancestors(chain):
@@ -118,8 +121,6 @@ def test_frozen_encoder_stays_the_source_encoder(chain, name):
 
 def test_fixed_positions_do_not_move_in_mae_and_do_in_wsp(chain):
     mae, wsp = params_of(chain["mae"][0]), params_of(chain["wsp"][0])
-    from mae_pp_jax.models.positions import sincos_2d
-
     np.testing.assert_array_equal(mae["encoder/pos_embed"], sincos_2d(16, 2, 2, True))
     assert np.any(mae["encoder/pos_embed"] != wsp["encoder/pos_embed"])
 
@@ -128,10 +129,7 @@ def test_statistics_of_frozen_features_normalise_them(chain):
     """What `linear` measures before its first step is the mean and variance of the features."""
     folder, _ = chain["linear"]
     stage = registry.create(registry.resolve(_config(folder)))
-    params = functools.partial(flatten, params_of(folder))()
-    from mae_pp_jax.core.functional import unflatten
-
-    params = unflatten(params)
+    params = unflatten(params_of(folder))
     batches, rows = stage.train_batches(0), []
     for _ in range(-(-stage.records // stage.config.global_batch)):
         rows.append(np.asarray(stage.features(params, {n: jnp.asarray(v) for n, v in next(batches).items()})))
@@ -182,6 +180,4 @@ def test_every_recipe_builds_and_its_step_has_shapes(path):
 
 
 def _config(folder: pathlib.Path) -> dict:
-    import json
-
     return json.loads((folder / "config.json").read_text())

@@ -1,0 +1,20 @@
+"""WSP on your own data: hashtags of a TFDS dataset's field, or simulated from the classes of a folder.
+
+python -m mae_pp_jax train --config=configs/wsp/folder.py:data=/my/photos --workdir=DIR --config.init_from.run=MAE_RUN
+
+Batch 8192 with 4e-4, decay 0.1 and clipping at 1.0 are what is known of SWAG's recipe; scaled linearly to this batch.
+Here: not run.
+"""
+
+import ml_collections
+
+
+def get_config(data="digits_hashtags", size="B/16", image_size=224, hashtags="simulated"):
+    c = ml_collections.ConfigDict()
+    c.stage = "wsp"
+    c.train_for = "20 epochs"
+    c.global_batch = 1024
+    c.data = dict(name=data, image_size=image_size, crop="random_resized", crop_scale=(0.2, 1.0), hashtags=hashtags)
+    c.model = dict(size=size, remat="dots")
+    c.optim = dict(lr=4e-4, lr_batch=8192, warmup="5%", weight_decay=0.1, clip=1.0)
+    return c

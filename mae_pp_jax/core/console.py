@@ -1,0 +1,33 @@
+"""What a command prints: our own lines, above a progress bar if there is one, and no noise of libraries."""
+
+import logging
+import os
+import sys
+
+import absl.logging
+import tqdm
+
+
+class _AroundBar(logging.Handler):
+    """Prints lines above a progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_stderr() -> None:
+    """Our lines of level INFO and above go to stderr as they are."""
+    ours = logging.getLogger("mae_pp_jax")
+    if not ours.handlers:
+        handler = _AroundBar(logging.INFO)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+
+
+def quiet_libraries() -> None:
+    """Only our own loggers speak: orbax and asyncio print tracebacks, a thread each, of what they then also raise."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("mae_pp_jax").setLevel(logging.DEBUG)
+    logging.getLogger("mae_pp_jax").propagate = False

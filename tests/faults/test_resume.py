@@ -1,0 +1,199 @@
+"""A run that was interrupted, however and whenever, ends bit for bit as if it never was."""
+
+import random
+import shutil
+import signal
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from mae_pp_jax.__main__ import main
+from tests.conftest import command
+from tests.faults.conftest import (
+    assert_same_run, evaluating, files, finish, result, rows, saved, saving, started, train_arguments, trained, until,
+)  # fmt: skip
+
+
+def kill(recipe, folder, moment):
+    """Starts a run and ends it with SIGKILL at a moment."""
+    with started(recipe, folder) as process:
+        until(process, moment)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def refused(capsys, arguments) -> str:
+    """The line of an error, which must be the last one of what is printed."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1]
+
+
+def test_killed_between_checkpoints_while_saving_and_while_evaluating(references, tmp_path):
+    folder = tmp_path / "run"
+    kill("mae", folder, trained(folder, 12))
+    kill("mae", folder, saving(folder))
+    kill("mae", folder, evaluating(folder, 30))
+    assert len(rows(folder)) > 8 and not (folder / "result.json").exists()
+    finish("mae", folder)
+    assert_same_run(folder, references("mae"))
+
+
+def test_killed_with_drop_path_random_crops_and_average_of_weights(references, tmp_path):
+    folder = tmp_path / "run"
+    kill("classify", folder, trained(folder, 18))
+    assert saved(folder)
+    finish("classify", folder)
+    assert_same_run(folder, references("classify"))
+
+
+def test_killed_before_the_first_checkpoint_and_before_the_result(references, tmp_path):
+    folder = tmp_path / "run"
+    kill("mae", folder, trained(folder, 3))
+    shutil.rmtree(folder / "checkpoints")  # should the kill have come late
+    finish("mae", folder)
+    (folder / "result.json").unlink()  # all that a kill after the last checkpoint leaves undone
+    finish("mae", folder)
+    assert_same_run(folder, references("mae"))
+
+
+def test_sigterm_saves_and_leaves(references, preempted):
+    folder, code, said = preempted
+    assert code == 75
+    step = saved(folder)[-1]
+    assert said.splitlines()[-1].startswith(f"stopped: preempted at step {step}; ")
+    assert 30 <= step < 40 and max(row["step"] for row in rows(folder)) <= step
+    finish("mae", folder)
+    assert_same_run(folder, references("mae"))
+
+
+def arrays(folder, step):
+    """The largest file with parameters in a checkpoint."""
+    found = (path for path in (folder / "checkpoints" / str(step) / "params").rglob("*") if path.is_file())
+    return max(found, key=lambda path: path.stat().st_size)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def delete(path):
+    path.unlink()
+
+
+def test_damaged_checkpoints_are_skipped(references, preempted):
+    folder, _, _ = preempted
+    before = saved(folder)
+    for step, damage in zip(reversed(before), (truncate, flip_a_byte, delete)):
+        damage(arrays(folder, step))
+    half = folder / "checkpoints" / "39.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "checkpoints" / str(before[-1]) / "params", half / "params.orbax-checkpoint-tmp")
+    done = finish("mae", folder)
+    for step in before[1:]:
+        assert f"checkpoints/{step} is damaged" in done.stderr
+        assert (folder / "damaged_checkpoints" / str(step)).is_dir()
+    assert f"{half} is not complete" in done.stderr and not half.exists()
+    assert f"resumed {folder} at step {before[0]}" in done.stderr
+    assert_same_run(folder, references("mae"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, delete])
+@pytest.mark.parametrize("which", ["params", "train", "meta", "digest.json"])
+def test_any_damaged_file_is_noticed(references, preempted, damage, which):
+    folder, _, _ = preempted
+    step = saved(folder)[-1]
+    at = folder / "checkpoints" / str(step) / which
+    damage(at if at.is_file() else max((p for p in at.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size))
+    done = finish("mae", folder)
+    assert f"checkpoints/{step} is damaged" in done.stderr
+    assert_same_run(folder, references("mae"))
+
+
+def test_no_undamaged_checkpoint_is_refused(preempted, capsys):
+    folder, _, _ = preempted
+    for step in saved(folder):
+        flip_a_byte(arrays(folder, step))
+    before = files(folder)
+    for _ in range(2):  # also when asked again: nothing starts over in silence
+        line = refused(capsys, train_arguments("mae", folder))
+        assert "none of the checkpoints" in line and str(saved(folder)[-1]) in line
+        assert files(folder) == before
+
+
+def test_a_finished_run_is_left_as_it_is(references, capsys):
+    folder = references("mae")
+    before = files(folder)
+    assert main(train_arguments("mae", folder)) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert files(folder) == before
+
+
+def test_another_config_is_refused_by_name(preempted, capsys):
+    folder, _, _ = preempted
+    before = files(folder)
+    line = refused(capsys, train_arguments("mae", folder, seed="3", optim__lr="0.5"))
+    assert "seed: 0 → 3" in line and "optim.lr: 0.0015 → 0.5" in line
+    assert files(folder) == before
+
+
+def test_mesh_and_what_only_watches_may_change(references, preempted):
+    folder, _, _ = preempted
+    changed = dict(mesh__data="1", mesh__fsdp="2", profile="true", tensorboard="true")
+    done = command(*train_arguments("mae", folder, **changed), devices=2)
+    assert done.returncode == 0, done.stderr
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    assert list((folder / "tensorboard").glob("events.*"))
+    now, then = result(folder), result(references("mae"))
+    assert now["step"] == then["step"]
+    assert now["metrics"]["test/loss"] == pytest.approx(then["metrics"]["test/loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["a/0.png", "b/new.png"])
+def test_other_data_is_refused(tmp_path, capsys, changed):
+    pictures, folder = tmp_path / "pictures", tmp_path / "run"
+    draw = np.random.default_rng(0)
+
+    def picture(name):
+        path = pictures / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), draw.integers(0, 255, (8, 8, 3), np.uint8))
+
+    for name in ("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"):
+        picture(name)
+    arguments = train_arguments("mae", folder, data__name=str(pictures), data__eval_fraction="0.4")
+    assert main(arguments) == 0
+    (folder / "result.json").unlink()
+    (pictures / changed).unlink(missing_ok=True)
+    cv2.imwrite(str(pictures / changed), np.zeros((8, 9, 3), np.uint8))
+    capsys.readouterr()
+    line = refused(capsys, arguments)
+    assert "config.data.name" in line and "fingerprint was" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("recipe", ["mae", "classify"])
+def test_killed_at_random_moments(references, tmp_path, recipe, seed):
+    """Kills after random times since the first row, again and again, until the run gets through."""
+    folder, draw, kills = tmp_path / "run", random.Random(seed), 0
+    while not (folder / "result.json").exists():
+        last = len(rows(folder))
+        with started(recipe, folder) as process:
+            # A killed run first drops the rows after its checkpoint, so new ones show that training goes on.
+            while process.poll() is None and len(rows(folder)) == last:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0.0, 1.0))
+            process.kill()
+            kills += process.wait() != 0
+    print(f"seed {seed}: killed {kills} times")
+    assert_same_run(folder, references(recipe))
