@@ -6,7 +6,7 @@ python -m mae_pp_jax train --config=configs/linear/digits.py --workdir=runs/line
 import ml_collections
 
 
-def get_config(epochs=30):
+def get_config(epochs=15):
     c = ml_collections.ConfigDict()
     c.stage = "linear"
     c.train_for = f"{epochs} epochs"

@@ -13,15 +13,23 @@ _INFO = """\
 Shows what a training run would read: the number of records, the classes and how many records each has, the hashtags
 and the commonest and rarest of them, the fingerprint that a checkpoint keeps, and a few records."""
 
+_VERBS = (
+    ("prepare", _PREPARE, "python -m mae_pp_jax data prepare --name=cifar10"),
+    ("info", _INFO, "python -m mae_pp_jax data info --name=digits_hashtags --split=test"),
+)
+
 
 def add_parser(subparsers) -> None:
     """Adds the verb `data` to the command line."""
-    parser = subparsers.add_parser("data", help="prepare a dataset, or show what is in it", description=__doc__)
+    parser = subparsers.add_parser(
+        "data",
+        help="prepare a dataset, or show what is in it",
+        description=__doc__,
+        epilog="examples:\n" + "".join(f"  {example}\n" for _, _, example in _VERBS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="prepare|info")
-    for name, text, example in (
-        ("prepare", _PREPARE, "python -m mae_pp_jax data prepare --name=cifar10"),
-        ("info", _INFO, "python -m mae_pp_jax data info --name=digits_hashtags --split=test"),
-    ):
+    for name, text, example in _VERBS:
         verb = verbs.add_parser(
             name,
             help=" ".join(text.split(":")[0].split()),

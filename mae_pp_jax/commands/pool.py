@@ -167,7 +167,7 @@ class _Watch:
 
     def __enter__(self):
         if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(total=100.0, bar_format="{percentage:3.0f}%|{bar}| {postfix}", dynamic_ncols=True)
+            self._bar = tqdm.tqdm(total=100.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", dynamic_ncols=True)
         return self
 
     def __exit__(self, *_):
@@ -190,7 +190,7 @@ class _Watch:
         text = f"{', '.join(parts)}; {'…' if left is None else f'{left // 60:.0f}:{left % 60:02.0f}'} left"
         if self._bar is not None:
             self._bar.n = min(100.0, 100.0 * spent / self._total)
-            self._bar.set_postfix_str(text)
+            self._bar.set_description_str(text)
         elif running and now - self._said > LINE_EVERY_SECONDS:
             self._said = now
             log.info("%.0f%%: %s", 100 * spent / self._total, text)

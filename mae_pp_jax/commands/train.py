@@ -14,7 +14,7 @@ DESCRIPTION = """Trains one stage, or resumes it exactly where it was killed (th
 examples:
   python -m mae_pp_jax train --config=configs/mae/digits.py --workdir=runs/mae
   python -m mae_pp_jax train --config=configs/wsp/digits.py --workdir=runs/mae_wsp --config.init_from.run=runs/mae
-  python -m mae_pp_jax train --config=configs/mae/in1k.py:size=L/16 --workdir=gs://… --config.mesh.fsdp=8
+  python -m mae_pp_jax train --config=configs/mae/in1k.py:size=L/16 --workdir=runs/mae_l16 --config.mesh.fsdp=8
 
 Any key of a config is set with --config.KEY=VALUE; --keys lists them with their values and meaning.
 WORKDIR then holds config.json, log.txt, metrics.jsonl, tensorboard/, pictures/, checkpoints/STEP/ and result.json."""

@@ -26,8 +26,6 @@ from mae_pp_jax.core.state import TrainState
 log = logging.getLogger(__name__)
 
 DIGEST = "digest.json"
-# Orbax rewrites its step metadata (times) after the commit; no array depends on it.
-NOT_IN_DIGEST = {DIGEST, "_CHECKPOINT_METADATA"}
 # One process reads all files to verify them: beyond this size only their lengths are compared.
 CHECKSUM_LIMIT_BYTES = 4 << 30
 SPACE_FOR_INDEXES = 1 << 20  # what a checkpoint takes on disk besides its arrays

@@ -24,6 +24,12 @@ def log_to_stderr() -> None:
         ours.addHandler(handler)
 
 
+def on_terminal() -> bool:
+    """Whether our lines go to a terminal, where a progress bar may move; false in workers, which say nothing."""
+    shown = any(isinstance(handler, _AroundBar) for handler in logging.getLogger("mae_pp_jax").handlers)
+    return shown and sys.stderr.isatty()
+
+
 def quiet_libraries() -> None:
     """Only our own loggers speak: orbax and asyncio print tracebacks, a thread each, of what they then also raise."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

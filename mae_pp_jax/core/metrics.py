@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pathlib
-import sys
 import time
 
 import cv2
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import console, disk
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class Progress:
         self._first, self._began = start_step, time.monotonic()
         self._last = (start_step, self._began)
         self._bar = None
-        if sys.stderr.isatty() and jax.process_index() == 0 and log.isEnabledFor(logging.INFO):
+        if console.on_terminal() and jax.process_index() == 0:
             self._bar = tqdm.tqdm(
                 total=total_steps * global_batch, initial=start_step * global_batch, unit=" images", unit_scale=True,
                 desc=label, dynamic_ncols=True, smoothing=0.1,

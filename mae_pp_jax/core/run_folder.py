@@ -60,9 +60,15 @@ class RunFolder:
         """
         if jax.process_index() != 0:
             return
+        new = not self.path.exists()
         with disk.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        disk.write_json(self.path / "config.json", self._config)
+        try:
+            disk.write_json(self.path / "config.json", self._config)
+        except UserError:
+            if new:
+                self.path.rmdir()
+            raise
 
     def write_result(self, result: dict) -> None:
         if jax.process_index() == 0:
@@ -76,6 +82,7 @@ def log_to(path: pathlib.Path) -> Iterator[None]:
     with disk.writing(path / "log.txt"):
         handler = _FileLog(path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    ours.setLevel(logging.DEBUG)  # also where nobody watches, as when a notebook calls `train`
     ours.addHandler(handler)
     try:
         yield

@@ -6,6 +6,7 @@ drawn as wide as a phone's screen and scale up. The same numbers give the same b
 
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -98,6 +99,43 @@ def accuracies(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[st
         return figure
 
     return _svg(draw, "accuracies", "Held-out accuracy of each initialisation on each task")
+
+
+def radar(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], looks: Mapping[str, Look]) -> str:
+    """The paper's Figure 1: a spoke a task, a closed line an initialisation, further out is better.
+
+    Args:
+      scores: of every initialisation on every task.
+      inits: lines.
+      tasks: spokes, at least three.
+      looks: of the initialisations.
+    """
+    found = {(score.init, score.task): 100 * score.mean for score in scores}
+    inner = max(0, (min(found.values()) - 10) // 10 * 10)
+    angles = [2 * math.pi * place / len(tasks) for place in range(len(tasks))]
+
+    def draw():
+        figure = Figure((_WIDTH, 3.9), layout="constrained")
+        axes = figure.subplots(subplot_kw=dict(projection="polar", theta_offset=math.pi / 2, theta_direction=-1))
+        for init in inits:
+            values = [found[init, task] for task in tasks]
+            look = looks[init]
+            axes.plot(
+                [*angles, angles[0]], [*values, values[0]], color=look.color, ls=look.dash, marker=look.marker,
+                markersize=5, label=_plain(init),
+            )
+        axes.set_xticks(angles, [_plain(task) for task in tasks], fontsize=10)
+        axes.tick_params(axis="x", pad=8)
+        axes.set_rlim(inner, 100)
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.set_rlabel_position(180 / len(tasks))
+        axes.grid(True)
+        axes.spines["polar"].set_color(_GRID)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper left", ncols=4, handlelength=2.2, columnspacing=1.2, borderaxespad=0)
+        return figure
+
+    return _svg(draw, "radar", "Held-out accuracy in percent, a spoke for each task")
 
 
 def curves(

@@ -92,11 +92,17 @@ def _accuracies(compared: Sequence[Run], scores: Sequence[Score], looks: Mapping
             charts.accuracies(scores, inits, tasks, looks),
             "Dots are means; bars reach one standard deviation to either side. The axis need not begin at 0.",
         )
+    around = ""
+    if len(tasks) >= 3 and len(found) == len(inits) * len(tasks):
+        around = _figure(
+            charts.radar(scores, inits, tasks, looks),
+            "After Figure 1 of the paper: accuracy in percent on each task, further out is better; the centre is not 0.",
+        )
     return f"""<h2>What each start is worth</h2>
 <p>Accuracy on held-out images, in percent: mean ± standard deviation over seeds, which for few labelled images are
 draws of those images. A difference that is smaller than the spread is no ranking.</p>
 <div class="panels"><div>{_table("scores", ["starts from", *map(_e, tasks)], lines)}<ul class="quiet">{what}</ul></div>
-{chart}</div>"""
+{around}{chart}</div>"""
 
 
 def _cell(score: Score | None, best: float | None) -> str:

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, TINY, TINY_MAE, arguments, command, environment
 
 # Checkpoints fall between rows and evaluations, so that a resumed run has sums and rows of both sides to join.
 LENGTHS = {
-    "train_for": "40 steps",
+    "train_for": "60 steps",
     "log_every": "3 steps",
     "eval_every": "15 steps",
     "checkpoint.every": "7 steps",
@@ -44,11 +44,16 @@ def finish(recipe: str, folder: pathlib.Path, **changes: str) -> subprocess.Comp
     return done
 
 
-@contextlib.contextmanager
 def started(recipe: str, folder: pathlib.Path):
-    """A run under way, killed with SIGKILL at the end of the block if it still lives."""
+    """A run under way; see `running`."""
+    return running(train_arguments(recipe, folder))
+
+
+@contextlib.contextmanager
+def running(arguments: list[str]):
+    """A command under way, killed with SIGKILL at the end of the block if it still lives."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mae_pp_jax", *train_arguments(recipe, folder)],
+        [sys.executable, "-m", "mae_pp_jax", *arguments],
         cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )
     try:
@@ -143,13 +148,13 @@ def preempted(_preempted, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 3 MB; mounting it needs the right to."""
+    """A disk of 8 MB; mounting it needs the right to."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
     if not mount or os.getuid() != 0:
         pytest.skip("needs root, to mount a small disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True).returncode:
         pytest.skip("not permitted to mount a small disk here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
