@@ -4,6 +4,7 @@ Each worker owns its share of the cores and trains one stage after another; a st
 weights from is done. The parent shows the progress of all, read from the stages' own metrics files.
 """
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -23,6 +24,9 @@ from mae_pp_jax.stages import registry
 
 log = logging.getLogger(__name__)
 
+# A CPU program frees and takes tens of MB a step; glibc by default hands them back to the system each time, in pages of
+# 4 KiB. Keeping them, in huge pages, gave 1.16× the images/s for the demo's MAE and 1.45× for its WSP on one core.
+GLIBC_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
 LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal
 POLL_SECONDS = 0.5
 
@@ -60,6 +64,7 @@ class _Workers:
 
     def __init__(self, count: int):
         context = multiprocessing.get_context("spawn")
+        os.environ.setdefault("GLIBC_TUNABLES", GLIBC_TUNABLES)  # read when a process starts; nothing elsewhere
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._pipes, self._processes, self._names = [], [], [None] * count
         for index in range(count):
@@ -114,6 +119,8 @@ class _Workers:
 
     def __exit__(self, *_):
         self._stop()  # a stage in training saves and leaves
+        for pipe in self._pipes:
+            pipe.close()  # then its worker finds that there is nothing more to do
         for process in self._processes:
             process.join()
         if threading.current_thread() is threading.main_thread():
@@ -134,11 +141,16 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
     hardware.enable_compilation_cache()
     console.quiet_libraries()  # a stage's lines go to its own log.txt only
     while True:
-        config, folder = pipe.recv()
         try:
-            pipe.send((loop.run(registry.create(config), folder), None))
+            config, folder = pipe.recv()
+        except (EOFError, OSError):  # the parent has closed its end
+            return
+        try:
+            answer = loop.run(registry.create(config), folder), None
         except (UserError, RunStopped, Preempted) as error:
-            pipe.send((None, error))
+            answer = None, error
+        with contextlib.suppress(OSError):  # closed meanwhile
+            pipe.send(answer)
 
 
 def _leave_with(parent: int) -> None:

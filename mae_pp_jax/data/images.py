@@ -14,6 +14,8 @@ from mae_pp_jax.core.errors import UserError
 
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
+# It warns on stderr of files that it cannot read; `decode` says so itself.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _TRIES = 10
 CROP_DRAWS = 2 * _TRIES + 4  # numbers one crop may use; a multiple of 4 (see pipeline.py)
