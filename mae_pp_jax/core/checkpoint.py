@@ -1,8 +1,8 @@
 """Checkpoints of a run through orbax: `FOLDER/STEP/{params,train,ema,meta}`, asynchronous, atomic, verified.
 
 `params` (and `ema` when there is one) stand apart from the rest of the train state, so that the next stage reads
-weights without optimizer state. Orbax writes into a temporary folder and renames it when complete; just before that the
-size and CRC-32 of every file are noted in `STEP/digest.json`, because array storage alone does not notice a flipped byte.
+weights without optimizer state. Orbax writes into a temporary folder and renames it when complete; just before that,
+size and CRC-32 of every file are noted in `STEP/digest.json`, as array storage alone does not notice a flipped byte.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
-                f"--workdir: no space left for a checkpoint in {self.folder}: it needs {needed:,} bytes and {free:,} are "
+                f"--workdir: no space left for a checkpoint in {self.folder}: it needs {needed:,} bytes, {free:,} are "
                 "free; free space, then the same command goes on from the last checkpoint"
             )
 

@@ -130,7 +130,8 @@ def transfer(rules: Handoff, run: pathlib.Path, step: str, params) -> tuple[dict
     stage = meta["config"]["stage"]
     if stage not in rules.stages:
         raise UserError(
-            f"config.init_from.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
+            f"config.init_from.run: {run} is a run of stage '{stage}'; "
+            f"this stage starts from {' or '.join(rules.stages)}"
         )
     items = checkpoint.shapes(run, at)
     item = "ema" if "ema" in items else "params"

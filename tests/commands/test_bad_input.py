@@ -139,7 +139,7 @@ def test_config_files(refused, tmp_path):
     assert "must return a ConfigDict" in refused("train", config("  return None\n"), work)
     line = refused("train", config("  return ml_collections.ConfigDict(dict(stage='mea'))\n"), work)
     assert "config.stage" in line and "'mea'" in line and "mae, wsp" in line
-    line = refused("train", config("  return ml_collections.ConfigDict(dict(stage='mae', optim=dict(lrr=1.0)))\n"), work)
+    line = refused("train", config("  return dict(stage='mae', optim=dict(lrr=1.0))\n"), work)
     assert "config.optim.lrr" in line and "did you mean 'lr'" in line
     assert not (tmp_path / "run").exists()
 
@@ -193,16 +193,8 @@ def test_command_lines(refused, argv, words):
         assert word in line
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["trian", f"--config={MAE}"],
-        ["train", f"--config={MAE}", "--workdir=RUN", "--config.optim.leraning_rate=1"],
-        ["train", f"--config={MAE}", "--workdir=RUN", "--config.data.name=no_such_dataset"],
-    ],
-)
-def test_in_a_process_of_its_own(argv, tmp_path):
-    done = command(*(argument.replace("RUN", f"{tmp_path}/run") for argument in argv))
+def test_in_a_process_of_its_own(tmp_path):
+    done = command("train", f"--config={MAE}", f"--workdir={tmp_path}/run", "--config.data.name=no_such_dataset")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

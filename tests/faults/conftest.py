@@ -81,14 +81,26 @@ def trained(folder: pathlib.Path, step: int):
     return lambda: any(row["step"] >= step and "train/loss" in row for row in rows(folder))
 
 
+def between(folder: pathlib.Path):
+    """A moment when there are rows after the newest checkpoint."""
+    return lambda: (folder / "checkpoints" / "7").is_dir() and rows(folder)[-1]["step"] > saved(folder)[-1]
+
+
 def evaluating(folder: pathlib.Path, step: int):
-    """The moment when the first evaluator is done and the next one draws pictures."""
-    return lambda: any(row["step"] >= step and "test/loss" in row for row in rows(folder))
+    """The moment when the row of a step is written and its evaluation is not."""
+    return lambda: bool(rows(folder)) and rows(folder)[-1]["step"] == step and "test/loss" not in rows(folder)[-1]
 
 
 def saving(folder: pathlib.Path):
-    """The moment when a checkpoint is half-written."""
-    return lambda: any((folder / "checkpoints").glob("*tmp*"))
+    """The moment when another checkpoint is half-written than one that a kill has left so."""
+    left = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").glob("*tmp*")}
+
+    def happened():
+        with contextlib.suppress(FileNotFoundError):  # complete meanwhile, and renamed
+            return any(left.get(path) != path.stat().st_mtime_ns for path in (folder / "checkpoints").glob("*tmp*"))
+        return False
+
+    return happened
 
 
 def saved(folder: pathlib.Path) -> list[int]:

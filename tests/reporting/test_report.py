@@ -185,15 +185,16 @@ def test_the_page_is_self_contained(finished):
 def test_charts_are_drawn_for_every_stage_kind(finished):
     _, page = finished
     charts = re.findall(r"<svg.*?</svg>", page, re.S)
-    assert len(charts) == 8  # accuracies; mae loss; loss and quality of wsp, classify, linear
+    assert len(charts) == 9  # radar, accuracies; mae loss; loss and quality of wsp, classify, linear
     for chart in charts:
         tree = xml.etree.ElementTree.fromstring(chart.replace("xlink:", ""))
         assert tree.get("role") == "img" and tree.get("aria-label")
         assert "#fd00" not in chart and "#fe00" not in chart  # every stand-in colour became one of the theme's
     texts = [set(re.findall(r">([^<>\n]+)</text>", chart)) for chart in charts]
-    assert {"random", "MAE", "WSP", "MAE→WSP", "finetune", "linear", "5-shot"} <= texts[0]
-    assert {"random", "MAE", "WSP", "MAE→WSP", "images seen", "loss"} <= texts[4]
-    assert "held-out accuracy (%)" in texts[5]
+    for compared in texts[:2]:  # radar and dots
+        assert {"random", "MAE", "WSP", "MAE→WSP", "finetune", "linear", "5-shot"} <= compared
+    assert {"random", "MAE", "WSP", "MAE→WSP", "images seen", "loss"} <= texts[5]
+    assert "held-out accuracy (%)" in texts[6]
 
 
 def test_the_newest_reconstruction_is_shown(finished):
