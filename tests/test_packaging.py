@@ -97,7 +97,12 @@ def test_constraints_are_plain_pins():
 def test_make_demo_chooses_config_and_folder(data, config, workdir):
     last = make("-n", "demo", f"DATA={data}").stdout.splitlines()[-1]
     assert last.split() == [
-        ".venv/bin/python", "-m", "mae_pp_jax", "pipeline", f"'--config={config}'", f"'--workdir={workdir}'",
+        ".venv/bin/python",
+        "-m",
+        "mae_pp_jax",
+        "pipeline",
+        f"'--config={config}'",
+        f"'--workdir={workdir}'",
     ]
 
 

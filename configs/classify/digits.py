@@ -1,6 +1,6 @@
 """Full finetuning on the labels of the embedded digits; tested on 360 held-out ones.
 
-python -m mae_pp_jax train --config=configs/classify/digits.py --workdir=runs/finetune --config.init_from.run=runs/mae_wsp
+python -m mae_pp_jax train --config=configs/classify/digits.py --workdir=runs/ft --config.init_from.run=runs/mae_wsp
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""WSP on the noisy hashtags of the embedded digits, from random weights or, with --config.init_from.run, from an MAE run.
+"""WSP on the noisy hashtags of the embedded digits, from random weights or, with --config.init_from.run, from an MAE.
 
 python -m mae_pp_jax train --config=configs/wsp/digits.py --workdir=runs/mae_wsp --config.init_from.run=runs/mae
 """

@@ -38,10 +38,15 @@ def add_parser(verbs) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:args]", help="configs/pipelines/RECIPE.py[:name=value,…]")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:args]", help="configs/pipelines/RECIPE.py[:name=value,…]"
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of all stages")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="stages trained side by side; default: on CPUs one a core, at most 4, else 1"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="stages trained side by side; default: on CPUs one a core, at most 4, else 1",
     )
     parser.set_defaults(run=run, takes_overrides=True)
 
@@ -50,7 +55,9 @@ def run(args, rest: list[str]) -> None:
     pipeline(args.config, args.workdir, parse_overrides(rest), workers=args.workers)
 
 
-def pipeline(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None, *, workers: int | None = None) -> pathlib.Path:
+def pipeline(
+    config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None, *, workers: int | None = None
+) -> pathlib.Path:
     """Runs all stages and returns the path of the report.
 
     Args:
@@ -113,7 +120,9 @@ def _resolve(plan: dict, folder: pathlib.Path, here: pathlib.Path, overrides: di
     for dotted, text in overrides.items():
         name, _, key = dotted.partition(".")
         if name not in names or not key:
-            raise UserError(f"--config.{dotted}: no stage '{name}'; write --config.STAGE.KEY=VALUE, stages: {', '.join(names)}")
+            raise UserError(
+                f"--config.{dotted}: no stage '{name}'; write --config.STAGE.KEY=VALUE, stages: {', '.join(names)}"
+            )
         given.setdefault(name, {})[key] = text
     for entry in plan.get("stages", ()):
         if unknown := set(entry) - STAGE_KEYS:

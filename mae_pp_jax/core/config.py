@@ -45,7 +45,9 @@ def key(default: Any = REQUIRED, doc: str = "", *, choices=None, low=None, high=
 def section(cls: type, doc: str = "", *, restart: bool = False, **defaults):
     """Declares a nested group of keys; `defaults` replace the defaults of `cls` for this use of it."""
     return dataclasses.field(
-        default_factory=lambda: cls(**defaults), metadata=dict(doc=doc, restart=restart, defaults=defaults), kw_only=True
+        default_factory=lambda: cls(**defaults),
+        metadata=dict(doc=doc, restart=restart, defaults=defaults),
+        kw_only=True,
     )
 
 
@@ -115,7 +117,12 @@ def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, r
         field = fields.get(name)
         may_change = restart or (field is not None and field.metadata.get("restart", False))
         a, b = old.get(name), new.get(name)
-        if field is not None and dataclasses.is_dataclass(field.type) and isinstance(a, Mapping) and isinstance(b, Mapping):
+        if (
+            field is not None
+            and dataclasses.is_dataclass(field.type)
+            and isinstance(a, Mapping)
+            and isinstance(b, Mapping)
+        ):
             lines += differences(field.type, a, b, f"{prefix}{name}.", restart=may_change)
         elif a != b and not may_change:
             lines.append(f"{prefix}{name}: {json.dumps(a)} → {json.dumps(b)}")
@@ -178,7 +185,8 @@ def _override(schema: type, mapping: dict, dotted: str, text: str) -> None:
             hint = difflib.get_close_matches(dotted, keys(schema), n=1, cutoff=0.6)
             near = hint[0] if hint else full.get(part)
             raise UserError(
-                f"--config.{dotted}: unknown key" + (f"; did you mean --config.{near}?" if near else _nearest(part, fields))
+                f"--config.{dotted}: unknown key"
+                + (f"; did you mean --config.{near}?" if near else _nearest(part, fields))
             )
         field = fields[part]
         if depth == len(parts) - 1:
@@ -253,7 +261,9 @@ def _check(value: Any, kind: Any, path: str, metadata: Mapping):
         raise UserError(f"{path}: must be {_name(kind)}, got {value!r}")
     if metadata.get("choices") and value not in metadata["choices"]:
         near = _nearest(str(value), [str(c) for c in metadata["choices"]])
-        raise UserError(f"{path}: {value!r} is not one of {', '.join(map(str, metadata['choices']))}{near if 'mean' in near else ''}")
+        raise UserError(
+            f"{path}: {value!r} is not one of {', '.join(map(str, metadata['choices']))}{near if '?' in near else ''}"
+        )
     for bound, wrong, word in (("low", lambda v, b: v < b, "at least"), ("high", lambda v, b: v > b, "at most")):
         limit = metadata.get(bound)
         if limit is not None and any(wrong(v, limit) for v in (value if isinstance(value, tuple) else (value,))):

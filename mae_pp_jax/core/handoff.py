@@ -81,7 +81,9 @@ def plan(rules: Handoff, source: Mapping, target: Mapping, where: str) -> Plan:
     for path, leaf in target.items():
         if path not in arriving:
             if not any(re.fullmatch(p, path) for p in rules.fresh):
-                raise UserError(f"handoff: {where}: nothing arrives at {path} {tuple(leaf.shape)} and it may not stay fresh")
+                raise UserError(
+                    f"handoff: {where}: nothing arrives at {path} {tuple(leaf.shape)} and it may not stay fresh"
+                )
             fresh.append(path)
         elif tuple(source[arriving[path]].shape) == tuple(leaf.shape):
             moved[path] = arriving[path]

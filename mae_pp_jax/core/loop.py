@@ -74,7 +74,9 @@ class Program:
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema=None if state.ema is None else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params),
+            ema=None
+            if state.ema is None
+            else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params),
             rng=state.rng,
             metrics=metrics.add(state.metrics, {**values, "gradient_norm": (norm, jnp.ones(()))}),
             bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
@@ -305,7 +307,7 @@ class _Training:
         bad = int(state.bad_step)
         if bad >= 0:
             raise RunStopped(
-                f"step {bad}: the loss or its gradient is not finite, in batch {bad} ({self.stage.describe_batch(bad)}); "
+                f"step {bad}: loss or gradient is not finite, in batch {bad} ({self.stage.describe_batch(bad)}); "
                 "the last checkpoint is kept; lower config.optim.lr or set config.optim.clip"
             )
 
@@ -359,7 +361,10 @@ def _describe(prog: Program) -> None:
     log.info("%s", partition.table(tables, prog.mesh))
     log.info(
         "%d steps of %d images over %d records; %.4g model FLOPs a step",
-        lengths.total, stage.config.global_batch, stage.records, stage.train_flops_per_image() * stage.config.global_batch,
+        lengths.total,
+        stage.config.global_batch,
+        stage.records,
+        stage.train_flops_per_image() * stage.config.global_batch,
     )
 
 

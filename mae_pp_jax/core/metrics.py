@@ -46,7 +46,9 @@ class Rows:
         self._file = None
         if jax.process_index() != 0:
             return
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step] if resume_step else []
+        kept = (
+            [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step] if resume_step else []
+        )
         disk.write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -132,8 +134,13 @@ class Progress:
         self._bar = None
         if console.on_terminal() and jax.process_index() == 0:
             self._bar = tqdm.tqdm(
-                total=total_steps * global_batch, initial=start_step * global_batch, unit=" images", unit_scale=True,
-                desc=label, dynamic_ncols=True, smoothing=0.1,
+                total=total_steps * global_batch,
+                initial=start_step * global_batch,
+                unit=" images",
+                unit_scale=True,
+                desc=label,
+                dynamic_ncols=True,
+                smoothing=0.1,
             )
 
     def advance(self, step: int) -> None:

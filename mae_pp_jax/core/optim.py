@@ -1,4 +1,4 @@
-"""Optimizers over parameters addressed by path: ordered regex rules say what is frozen, how fast each part learns, what decays.
+"""Optimizers over parameters addressed by path: ordered regex rules say what freezes, learns slower or decays.
 
 Rules are (pattern, value) pairs; the first pattern that matches the whole path decides, and every parameter must be
 matched. Frozen parameters get no gradient and no optimizer state.
@@ -41,7 +41,9 @@ class OptimConfig:
     b2: float = key(0.95, "AdamW second moment decay", low=0.0, high=1.0)
     weight_decay: float = key(0.05, "decoupled weight decay, multiplied by the learning rate", low=0.0)
     clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0.0)
-    ema: float = key(0.0, "decay of the average of parameters that is evaluated and handed on; 0: none", low=0.0, high=1.0)
+    ema: float = key(
+        0.0, "decay of the average of parameters that is evaluated and handed on; 0: none", low=0.0, high=1.0
+    )
 
 
 def assign(rules: Rules, paths: Sequence[str], what: str) -> dict[str, Any]:
@@ -91,7 +93,14 @@ def merge(trainable, frozen):
 
 
 def make(
-    config: OptimConfig, shapes: Mapping, *, lr_rules: Rules, decay_rules: Rules, total: int, records: int, global_batch: int
+    config: OptimConfig,
+    shapes: Mapping,
+    *,
+    lr_rules: Rules,
+    decay_rules: Rules,
+    total: int,
+    records: int,
+    global_batch: int,
 ) -> Optimizer:
     """Builds the optimizer.
 
@@ -131,7 +140,11 @@ def make(
         steps = [direction, weight_decay, _scale(unflatten(speeds)), optax.scale_by_learning_rate(rate)]
     else:
         # Classic momentum runs over the whole update, learning rate outside (torch SGD, MAE util/lars.py).
-        trust = [optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), _matrices)] if config.name == "lars" else []
+        trust = (
+            [optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), _matrices)]
+            if config.name == "lars"
+            else []
+        )
         steps = [weight_decay, *trust, direction, _scale(unflatten(speeds)), optax.scale_by_learning_rate(rate)]
     clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     return Optimizer(optax.chain(*clip, *steps), rate, frozen)

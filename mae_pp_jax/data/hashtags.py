@@ -89,11 +89,13 @@ def simulate(
         kept = mine[rng.random(len(mine)) < rates.attribute]
         if wrong_attribute[i] and len(lacked):
             kept = np.append(kept, rng.choice(lacked))
-        ids = np.concatenate([
-            np.flatnonzero(forms[i]) * classes + named[i],
-            first_attribute + kept,
-            first_junk + junk[junk_ends[i] - junk_count[i] : junk_ends[i]],
-        ])
+        ids = np.concatenate(
+            [
+                np.flatnonzero(forms[i]) * classes + named[i],
+                first_attribute + kept,
+                first_junk + junk[junk_ends[i] - junk_count[i] : junk_ends[i]],
+            ]
+        )
         tags.append(np.unique(ids[:0] if untagged[i] else ids).astype(np.int32))
     return tags, vocabulary
 

@@ -86,8 +86,14 @@ def accuracies(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[st
                 if score:
                     look = looks[init]
                     axes.errorbar(
-                        100 * score.mean, line, xerr=100 * (score.std or 0), fmt=look.marker, color=look.color,
-                        markersize=6.5, elinewidth=2, capsize=3,
+                        100 * score.mean,
+                        line,
+                        xerr=100 * (score.std or 0),
+                        fmt=look.marker,
+                        color=look.color,
+                        markersize=6.5,
+                        elinewidth=2,
+                        capsize=3,
                     )
             axes.set_yticks(range(len(inits)), [_plain(init) for init in inits])
             axes.set_ylim(len(inits) - 0.5, -0.5)
@@ -121,8 +127,13 @@ def radar(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], l
             values = [found[init, task] for task in tasks]
             look = looks[init]
             axes.plot(
-                [*angles, angles[0]], [*values, values[0]], color=look.color, ls=look.dash, marker=look.marker,
-                markersize=5, label=_plain(init),
+                [*angles, angles[0]],
+                [*values, values[0]],
+                color=look.color,
+                ls=look.dash,
+                marker=look.marker,
+                markersize=5,
+                label=_plain(init),
             )
         axes.set_xticks(angles, [_plain(task) for task in tasks], fontsize=10)
         axes.tick_params(axis="x", pad=8)

@@ -36,7 +36,13 @@ second. Each of these, and <b>random</b> weights, was then the starting point fo
 (Singh et al., 2023), at a scale that fits the machine it ran on.
 """
 _STAGE_COLUMNS = (
-    "stage", "starts from", "runs", "images seen<br>each", "wall time<br>together", "images/s", "parameters",
+    "stage",
+    "starts from",
+    "runs",
+    "images seen<br>each",
+    "wall time<br>together",
+    "images/s",
+    "parameters",
     "weights came from",
 )
 
@@ -96,7 +102,7 @@ def _accuracies(compared: Sequence[Run], scores: Sequence[Score], looks: Mapping
     if len(tasks) >= 3 and len(found) == len(inits) * len(tasks):
         around = _figure(
             charts.radar(scores, inits, tasks, looks),
-            "After Figure 1 of the paper: accuracy in percent on each task, further out is better; the centre is not 0.",
+            "After Figure 1 of the paper: accuracy in percent on each task, further out is better; not from 0.",
         )
     return f"""<h2>What each start is worth</h2>
 <p>Accuracy on held-out images, in percent: mean ± standard deviation over seeds, which for few labelled images are

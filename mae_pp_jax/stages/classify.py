@@ -37,7 +37,9 @@ class ClassifyStage(ImageStage):
     def __init__(self, config: ClassifyStageConfig):
         super().__init__(config)
         self.model = Model(
-            lambda rngs: vit.Classifier(config.model, config.data.image_size, self.classes, head_init="small", rngs=rngs)
+            lambda rngs: vit.Classifier(
+                config.model, config.data.image_size, self.classes, head_init="small", rngs=rngs
+            )
         )
         self.handoff = self.encoder_handoff(head=r"head/.*")
 

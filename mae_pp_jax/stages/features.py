@@ -23,9 +23,7 @@ def normalize(norm: dict[str, jax.Array], features: jax.Array) -> jax.Array:
     return (features[:, None] - norm["mean"]) * jax.lax.rsqrt(norm["variance"] + EPSILON)
 
 
-def measure(
-    features: Callable, params, batches: Iterator, count: int, mesh, groups: int = 1
-) -> dict[str, jax.Array]:
+def measure(features: Callable, params, batches: Iterator, count: int, mesh, groups: int = 1) -> dict[str, jax.Array]:
     """Mean and variance of the features of `count` batches, for each value of `batch["group"]` (or for all).
 
     Args:

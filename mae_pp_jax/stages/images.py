@@ -78,7 +78,7 @@ class ImageStage(Stage):
         classes = self.config.declared.classes or len(self.train_source.class_names)
         if not classes:
             raise UserError(
-                f"config.data.name: {self.config.data.name} has no class labels, which stage '{self.config.stage}' needs"
+                f"config.data.name: {self.config.data.name} has no class labels; stage '{self.config.stage}' needs them"
             )
         return classes
 
@@ -122,10 +122,7 @@ class ImageStage(Stage):
         batch, size = self.config.global_batch, self.config.data.image_size
         return dict(
             image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
-            **{
-                name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32)
-                for name, shape in self.targets().items()
-            },
+            **{name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32) for name, shape in self.targets().items()},
         )
 
     def targets(self) -> dict[str, tuple[int, ...]]:
@@ -173,4 +170,3 @@ class ImageStage(Stage):
     def fixed_positions(self) -> Rules:
         """Sin-cos positions are a table, not weights."""
         return ((r".*pos_embed", FROZEN),) if self.config.model.positions == "sincos" else ()
-

@@ -36,7 +36,9 @@ class LinearStage(ImageStage):
     def __init__(self, config: LinearStageConfig):
         super().__init__(config)
         self.model = Model(
-            lambda rngs: vit.Classifier(config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs)
+            lambda rngs: vit.Classifier(
+                config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs
+            )
         )
         self.width = vit.dimensions(config.model).width
         self.handoff = self.encoder_handoff(head=r"(head|feature_norm)/.*")

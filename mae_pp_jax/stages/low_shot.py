@@ -48,7 +48,9 @@ class LowShotStage(ImageStage):
                 f"use a multiple of config.splits"
             )
         self.model = Model(
-            lambda rngs: vit.Classifier(config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs)
+            lambda rngs: vit.Classifier(
+                config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs
+            )
         )
         self.width = vit.dimensions(config.model).width
         self.handoff = self.encoder_handoff(head=r"(heads|feature_norm)/.*")

@@ -32,7 +32,10 @@ def watched(tmp_path_factory):
     termios.tcsetwinsize(theirs, (24, 200))
     process = subprocess.Popen(
         [sys.executable, "-m", "mae_pp_jax", "train", f"--config={MAE}", f"--workdir={folder}", *arguments(changes)],
-        cwd=ROOT, env=environment(), stdout=theirs, stderr=theirs,
+        cwd=ROOT,
+        env=environment(),
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     shown = b""

@@ -84,7 +84,8 @@ def test_schedule_starts_at_zero_peaks_after_warmup_and_ends_at_the_minimum():
 
 
 @pytest.mark.parametrize(
-    "text, wanted", [("3 epochs", 300), ("250 steps", 250), ("1e3 images", 100), ("5%", 50), ("0.5 epochs", 50), ("1 epoch", 100)]
+    "text, wanted",
+    [("3 epochs", 300), ("250 steps", 250), ("1e3 images", 100), ("5%", 50), ("0.5 epochs", 50), ("1 epoch", 100)],
 )
 def test_lengths(text, wanted):
     assert schedule.steps(text, field="f", records=1000, global_batch=10, total=1000) == wanted
@@ -98,7 +99,5 @@ def test_unreadable_lengths(text):
 
 def test_learning_rate_scales_with_the_batch():
     config = config_lib.resolve(optim.OptimConfig, dict(lr=1e-4, lr_batch=256, warmup="0 steps", shape="constant"))
-    made = optim.make(
-        config, PARAMS, lr_rules=ALL, decay_rules=ALL, total=10, records=100, global_batch=4096
-    )
+    made = optim.make(config, PARAMS, lr_rules=ALL, decay_rules=ALL, total=10, records=100, global_batch=4096)
     np.testing.assert_allclose(made.learning_rate(3), 1.6e-3, rtol=1e-6)

@@ -106,9 +106,7 @@ def test_order_is_spread_evenly(digits):
 
 def test_records_of_step_are_those_of_the_batch(digits, config):
     batch = _take(pipeline.train_batches(digits, config, global_batch=50, seed=9, start_step=40), 1)[0]
-    np.testing.assert_array_equal(
-        batch["record"], pipeline.records_of_step(digits, global_batch=50, seed=9, step=40)
-    )
+    np.testing.assert_array_equal(batch["record"], pipeline.records_of_step(digits, global_batch=50, seed=9, step=40))
 
 
 def test_crops_differ_between_epochs(digits, config):

@@ -55,13 +55,21 @@ def finished(recipe, tmp_path_factory):
 @pytest.mark.e2e
 def test_stages_run_in_order_and_the_report_is_written(finished):
     folder, done = finished
-    results = {name: json.loads((folder / name / "result.json").read_text()) for name in ("mae", "wsp", "mae_wsp", "linear")}
+    results = {
+        name: json.loads((folder / name / "result.json").read_text()) for name in ("mae", "wsp", "mae_wsp", "linear")
+    }
     assert [parent["stage"] for parent in results["linear"]["lineage"]] == ["mae", "wsp"]
     assert results["mae_wsp"]["params_sha256"] != results["wsp"]["params_sha256"]
     rows = json.loads((folder / "report.json").read_text())
     assert rows == [
-        dict(init="MAE→WSP", task="linear", metric="test/accuracy", mean=results["linear"]["metrics"]["test/accuracy"],
-             std=None, seeds=1)
+        dict(
+            init="MAE→WSP",
+            task="linear",
+            metric="test/accuracy",
+            mean=results["linear"]["metrics"]["test/accuracy"],
+            std=None,
+            seeds=1,
+        )
     ]
     page = (folder / "report.html").read_text()
     assert "MAE→WSP" in page and "data:image/png;base64" in page

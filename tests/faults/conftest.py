@@ -54,7 +54,11 @@ def running(arguments: list[str]):
     """A command under way, killed with SIGKILL at the end of the block if it still lives."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mae_pp_jax", *arguments],
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process

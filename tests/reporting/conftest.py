@@ -55,8 +55,16 @@ def make_run(folder, stage, index):
         metrics |= {"test/accuracy_std": 0.02, "test/splits": 10}
     lineage = [dict(run=f"runs/demo/{stage['init_from']}", stage="mae", step=1000)] if stage["init_from"] else []
     result = dict(
-        stage=stage["stage"], step=1000, images_seen=256_000, metrics=metrics, images_per_second=9876.5,
-        wall_seconds=31.5, parameters=446_890, lineage=lineage, params_sha256="0" * 64, dataset=dict(name="digits"),
+        stage=stage["stage"],
+        step=1000,
+        images_seen=256_000,
+        metrics=metrics,
+        images_per_second=9876.5,
+        wall_seconds=31.5,
+        parameters=446_890,
+        lineage=lineage,
+        params_sha256="0" * 64,
+        dataset=dict(name="digits"),
     )
     (folder / "result.json").write_text(json.dumps(result))
     if stage["stage"] == "mae":
