@@ -11,6 +11,8 @@ import ml_collections
 
 LABELS = {"random": "random", "mae": "MAE", "wsp": "WSP", "mae_wsp": "MAE→WSP"}
 DIGITS = "digits_hashtags"
+# Images that the stages see on the 1,437 digits; other data gets as many, however large it is.
+IMAGES = {"mae": 287_400, "wsp": 86_220, "classify": 43_110, "linear": 21_555}
 
 
 def get_config(data=DIGITS, image_size=32, patch=4, linear_seeds=3):
@@ -26,6 +28,7 @@ def get_config(data=DIGITS, image_size=32, patch=4, linear_seeds=3):
             "data.image_size": image_size,
             "data.hashtags": "simulated",
             "data.flip": True,
+            "eval_every": "50%",
             "model.size": f"Ti/{patch}",
         }
     crop = own and {"data.crop": "random_resized"}
@@ -33,7 +36,9 @@ def get_config(data=DIGITS, image_size=32, patch=4, linear_seeds=3):
     def stage(name, recipe, init=None, report=None, **overrides):
         source = {} if init in (None, "random") else {"init_from": init}
         row = {} if report is None else {"report": report}
-        return dict(name=name, config=f"../{recipe}/digits.py", overrides={**own, **overrides}, **source, **row)
+        length = {"train_for": f"{IMAGES[recipe]} images"} if own and recipe in IMAGES else {}
+        overrides = {**own, **length, **overrides}
+        return dict(name=name, config=f"../{recipe}/digits.py", overrides=overrides, **source, **row)
 
     stages = [
         stage("mae", "mae", **crop),
