@@ -35,6 +35,14 @@ TINY = {
 }
 TINY_MAE = {**TINY, "mae.decoder_width": "16", "mae.decoder_depth": "1", "mae.decoder_heads": "2"}
 
+RECIPES = {
+    "mae": TINY_MAE,
+    "wsp": TINY,
+    "classify": TINY,
+    "linear": TINY,
+    "low_shot": {**TINY, "global_batch": "40", "shots": "2"},
+}
+
 
 def arguments(overrides: dict[str, str]) -> list[str]:
     """Overrides as they stand on a command line."""

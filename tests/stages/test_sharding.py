@@ -1,0 +1,59 @@
+"""The same training on any mesh of the eight simulated devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from mae_pp_jax.core import checkpoint, loop, partition
+from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.stages import registry
+from tests.conftest import RECIPES, ROOT
+
+
+def stage_of(name, **overrides):
+    mapping = config_lib.load_file(str(ROOT / f"configs/{name}/digits.py"))
+    return registry.create(registry.resolve(mapping, {**RECIPES[name], **overrides}))
+
+
+def losses(stage, shape, steps=5):
+    """Training losses of the first steps on a mesh of `shape` over the simulated devices."""
+    sizes = dict(zip(partition.MESH_AXES, shape, strict=True))
+    config = config_lib.resolve(partition.MeshConfig, sizes)
+    mesh = partition.make_mesh(config, jax.devices()[: int(np.prod(shape))])
+    prog = loop.program(stage, mesh)
+    state, _, _ = loop.initial_state(prog)
+    update = prog.compile()
+    batches, out = stage.train_batches(0), []
+    for _ in range(steps):
+        before = jax.device_get(state.metrics["loss"])
+        state = update(state, partition.to_global(next(batches), mesh))
+        total, weight = (a - b for a, b in zip(jax.device_get(state.metrics["loss"]), before, strict=True))
+        out.append(total / weight)
+    return np.asarray(out), prog, state
+
+
+@pytest.mark.parametrize("name", ["mae", "wsp", "classify"])
+def test_meshes_give_the_losses_of_one_device(name):
+    stage = stage_of(name)
+    alone, _, _ = losses(stage, (1, 1, 1))
+    assert np.ptp(alone) > 0
+    for shape in [(8, 1, 1), (2, 4, 1), (2, 2, 2)]:
+        spread, prog, _ = losses(stage, shape)
+        np.testing.assert_allclose(spread, alone, rtol=1e-5, err_msg=str(shape))
+        kernels = [leaf for path, leaf in flatten(prog.shapes.params).items() if path.endswith("fc1/kernel")]
+        assert all(leaf.sharding.is_fully_replicated == (shape == (8, 1, 1)) for leaf in kernels)
+
+
+def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
+    stage = stage_of("mae")
+    _, _, state = losses(stage, (2, 4, 1), steps=2)
+    saves = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)
+    saves.save(2, state, {"config": {}})
+    _, other, _ = losses(stage, (2, 2, 2), steps=1)
+    restored, _ = saves.restore(other.shapes)
+    saves.close()
+    assert int(restored.step) == 2
+    for (path, a), b in zip(flatten(restored.params).items(), flatten(state.params).values(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=path)
+        assert a.sharding == flatten(other.shapes.params)[path].sharding
