@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mae_pp_jax.core.partition import constrain
+from mae_pp_jax.models.attention import Attention, xavier_uniform
 
 TOKEN_AXES = ("batch", None, None)  # how activations [batch, tokens, width] lie on the mesh
-xavier_uniform = nnx.initializers.xavier_uniform()
 
 
 class LayerNorm(nnx.Module):
@@ -26,25 +26,6 @@ class LayerNorm(nnx.Module):
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
         return (centered * jax.lax.rsqrt(variance + 1e-6) * self.scale[...] + self.bias[...]).astype(self.dtype)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention over [batch, tokens, width].
-
-    Heads have an axis of their own in both kernels, so that they can be split over devices. The kernels are initialised
-    as MAE's fused matrices: Xavier-uniform with fan-out 3 · width for qkv.
-    """
-
-    def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        head_dim = width // heads
-        self.qkv = nnx.LinearGeneral(width, (3, heads, head_dim), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
-        self.proj = nnx.LinearGeneral(
-            (heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        query, key, value = jnp.unstack(self.qkv(x), axis=2)  # each [batch, tokens, heads, head_dim]
-        return self.proj(jax.nn.dot_product_attention(query, key, value))
 
 
 class Mlp(nnx.Module):
