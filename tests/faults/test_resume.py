@@ -12,8 +12,19 @@ import pytest
 from mae_pp_jax.__main__ import main
 from tests.conftest import command
 from tests.faults.conftest import (
-    assert_same_run, between, evaluating, files, finish, result, rows, saved, saving, started, train_arguments, until,
-)  # fmt: skip
+    assert_same_run,
+    between,
+    evaluating,
+    files,
+    finish,
+    result,
+    rows,
+    saved,
+    saving,
+    started,
+    train_arguments,
+    until,
+)
 
 
 def kill(recipe, folder, moment):
