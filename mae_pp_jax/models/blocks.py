@@ -14,18 +14,18 @@ TOKEN_AXES = ("batch", None, None)  # how activations [batch, tokens, width] lie
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, eps 1e-6, computed in float32, returned in `dtype`."""
+    """Layer normalisation over the last axis, computed in float32, returned in `dtype`."""
 
-    def __init__(self, width: int, dtype: jnp.dtype):
+    def __init__(self, width: int, dtype: jnp.dtype, eps: float = 1e-6):
         self.scale = nnx.Param(jnp.ones((width,)))
         self.bias = nnx.Param(jnp.zeros((width,)))
-        self.dtype = dtype
+        self.dtype, self.eps = dtype, eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
-        return (centered * jax.lax.rsqrt(variance + 1e-6) * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return (centered * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
 class Mlp(nnx.Module):
@@ -47,13 +47,14 @@ class Block(nnx.Module):
       heads: attention heads.
       mlp: hidden width of the MLP.
       dtype: compute dtype.
+      eps: of both LayerNorms.
       rngs: keys for initialisation.
     """
 
-    def __init__(self, width: int, heads: int, mlp: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(width, dtype)
+    def __init__(self, width: int, heads: int, mlp: int, dtype: jnp.dtype, *, eps: float = 1e-6, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(width, dtype, eps)
         self.attn = Attention(width, heads, dtype, rngs=rngs)
-        self.norm2 = LayerNorm(width, dtype)
+        self.norm2 = LayerNorm(width, dtype, eps)
         self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, branch_scale: jax.Array | None = None) -> jax.Array:

@@ -32,6 +32,7 @@ class MaeConfig:
     decoder_width: int = config_key(512, "channels of a token in the decoder", low=4)
     decoder_depth: int = config_key(8, "blocks of the decoder", low=1)
     decoder_heads: int = config_key(16, "attention heads of the decoder", low=1)
+    decoder_mlp: int = config_key(0, "hidden width of the decoder's MLPs, 0 = 4 x decoder_width", low=0)
     mask_ratio: float = config_key(0.75, "share of the patches of each image that are masked", low=0.0, high=1.0)
     normalize_target: bool = config_key(True, "whether each target patch is normalised by its own mean and deviation")
 
@@ -51,6 +52,11 @@ def visible_patches(config: MaeConfig, patches: int) -> int:
     return visible
 
 
+def decoder_mlp(config: MaeConfig) -> int:
+    """Hidden width of the decoder's MLPs."""
+    return config.decoder_mlp or 4 * config.decoder_width
+
+
 class Decoder(nnx.Module):
     """Visible tokens to pixels of all patches.
 
@@ -58,7 +64,7 @@ class Decoder(nnx.Module):
     `pred`.
 
     Args:
-      config: width, depth and heads; the hidden width of the MLPs is 4 · width.
+      config: width, depth, heads and hidden width of the MLPs.
       encoder: the encoder whose tokens it takes.
       rngs: keys for initialisation.
     """
@@ -72,10 +78,11 @@ class Decoder(nnx.Module):
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
         table = positions.sincos_2d(width, encoder.grid, encoder.grid, encoder.config.cls_token)
         self.pos_embed = nnx.Param(jnp.asarray(table))
+        mlp, eps = decoder_mlp(config), encoder.config.norm_eps
         self.blocks = functional.stack(
-            lambda r: Block(width, heads, 4 * width, dtype, rngs=r), config.decoder_depth, rngs
+            lambda r: Block(width, heads, mlp, dtype, eps=eps, rngs=r), config.decoder_depth, rngs
         )
-        self.norm = LayerNorm(width, dtype)
+        self.norm = LayerNorm(width, dtype, eps)
         self.pred = nnx.Linear(width, encoder.dims.patch**2 * 3, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, select: jax.Array, mask: jax.Array) -> jax.Array:
@@ -193,5 +200,5 @@ def mae_forward_flops(encoder_config: VitConfig, config: MaeConfig, image_size: 
     patches, cls = grid_side(encoder_config, image_size) ** 2, int(encoder_config.cls_token)
     visible, width = visible_patches(config, patches), config.decoder_width
     encoder = forward_flops(encoder_config, image_size, tokens=cls + visible)
-    blocks = config.decoder_depth * block_flops(width, 4 * width, cls + patches)
+    blocks = config.decoder_depth * block_flops(width, decoder_mlp(config), cls + patches)
     return encoder + blocks + 2.0 * width * ((cls + visible) * encoder_width + (cls + patches) * patch**2 * 3)

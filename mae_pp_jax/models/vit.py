@@ -55,6 +55,7 @@ class VitConfig:
         "position table: fixed sin-cos, or trained starting from it",
         choices=("sincos", "learned"),
     )
+    norm_eps: float = config_key(1e-6, "added to the variance in LayerNorms", low=0.0)
     remat: str = config_key(
         "none",
         "what the backward pass recomputes: nothing, all of a block, or all but its matmuls with weights",
@@ -182,12 +183,14 @@ class Encoder(nnx.Module):
         if config.cls_token:
             self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
         self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, self.grid, self.grid, config.cls_token)))
-        self.blocks = functional.stack(lambda r: Block(width, heads, mlp, self.dtype, rngs=r), depth, rngs)
+        self.blocks = functional.stack(
+            lambda r: Block(width, heads, mlp, self.dtype, eps=config.norm_eps, rngs=r), depth, rngs
+        )
         self.mean_pool = pooled and config.pool == "mean"
         if self.mean_pool:
-            self.fc_norm = LayerNorm(width, self.dtype)
+            self.fc_norm = LayerNorm(width, self.dtype, config.norm_eps)
         else:
-            self.norm = LayerNorm(width, self.dtype)
+            self.norm = LayerNorm(width, self.dtype, config.norm_eps)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Images [batch, height, width, 3], normalised floats → patches [batch, patches, width] with positions."""
