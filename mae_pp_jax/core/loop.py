@@ -58,13 +58,11 @@ class Program:
 
     def step(self, state: TrainState, batch) -> TrainState:
         """One update; pure."""
-        key = state_lib.step_key(state)
+        keys = jax.random.split(state_lib.step_key(state), self.stage.config.global_batch)
         trainable, frozen = self.optimizer.split(state.params)
-
-        def objective(trainable):
-            return self.stage.loss(optim.merge(trainable, frozen), batch, key)
-
-        (loss, values), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+        grads, (total, weight), values = self._gradients(trainable, frozen, batch, keys)
+        loss = total / jnp.maximum(weight, 1.0)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
         norm = optim.global_norm(grads)
         trainable, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
         params = optim.merge(trainable, frozen)
@@ -81,6 +79,31 @@ class Program:
             metrics=metrics.add(state.metrics, {**values, "gradient_norm": (norm, jnp.ones(()))}),
             bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
         )
+
+    def _gradients(self, trainable, frozen, batch, keys):
+        """(gradients of the summed loss, (sum, weight), metrics) of a global batch, slice by slice."""
+
+        def of_slice(piece):
+            def objective(trainable):
+                (total, weight), values = self.stage.loss(optim.merge(trainable, frozen), *piece)
+                return total, (weight, values)
+
+            (total, (weight, values)), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+            return grads, (total, weight), values
+
+        count = self.stage.config.microbatches
+        if count == 1:
+            return of_slice((batch, keys))
+        shardings = self.optimizer.split(self.shardings.params)[0]
+
+        def add(sums, piece):
+            grads, *rest = jax.tree.map(jnp.add, sums, of_slice(piece))
+            return (jax.lax.with_sharding_constraint(grads, shardings), *rest), None
+
+        pieces = partition.microbatches((batch, keys), count)
+        first = jax.tree.map(lambda x: x[0], pieces)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_slice, first))
+        return jax.lax.scan(add, zeros, pieces)[0]
 
     def compile(self):
         """The step compiled for the mesh, with the state donated."""
@@ -100,7 +123,7 @@ def program(stage: Stage, mesh: Mesh) -> Program:
       UserError: the batch does not split over the mesh, a length cannot be read, a parameter is not covered by rules.
     """
     config = stage.config
-    partition.check_batch(config.global_batch, mesh)
+    partition.check_batch(config.global_batch, mesh, config.microbatches)
     total = steps_of(stage, "train_for")
     lengths = Lengths(
         total=max(1, total),
@@ -119,7 +142,8 @@ def program(stage: Stage, mesh: Mesh) -> Program:
         records=stage.records,
         global_batch=config.global_batch,
     )
-    names = [*jax.eval_shape(stage.loss, params, stage.batch_spec(), key)[1], "gradient_norm"]
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.global_batch))
+    names = [*jax.eval_shape(stage.loss, params, stage.batch_spec(), keys)[1], "gradient_norm"]
     state = jax.eval_shape(
         lambda p: state_lib.create(
             p, optimizer.init(p), seed=config.seed, ema=config.optim.ema > 0, metrics=metrics.zeros(names)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -73,15 +74,30 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=auto, devices=devices)
 
 
-def check_batch(global_batch: int, mesh: Mesh) -> None:
-    """Raises `UserError` unless the global batch splits evenly over the devices that share it."""
+def check_batch(global_batch: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises `UserError` unless the global batch splits evenly over microbatches and the devices that share each."""
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    if global_batch % shards:
-        near = max(shards, round(global_batch / shards) * shards)
+    pieces = shards * microbatches
+    if global_batch % pieces:
+        near = max(pieces, round(global_batch / pieces) * pieces)
+        slices = f"{microbatches} microbatches of " if microbatches > 1 else ""
         raise UserError(
-            f"config.global_batch: {global_batch} does not divide over {shards} devices (data × fsdp); "
-            f"use a multiple of {shards}, such as {near}"
+            f"config.global_batch: {global_batch} does not divide over {slices}{shards} devices (data × fsdp); "
+            f"use a multiple of {pieces}, such as {near}"
         )
+
+
+def microbatches(batch, count: int):
+    """Slices a pytree of global arrays [batch, …] into [count, batch / count, …].
+
+    Slice i takes the rows i, i + count, …, so that every device keeps its own rows and nothing moves between them.
+    """
+
+    def split(x):
+        pieces = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+        return constrain(pieces, (None, "batch", *(None,) * (x.ndim - 1)))
+
+    return jax.tree.map(split, batch)
 
 
 def constrain(x: jax.Array, axes: tuple) -> jax.Array:

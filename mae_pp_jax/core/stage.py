@@ -45,6 +45,9 @@ class StageConfig:
     seed: int = key(0, "seed of initialisation, order of records, augmentation and masking", low=0)
     train_for: str = key("100 epochs", "length of the training: epochs, steps or images")
     global_batch: int = key(256, "images an update, over all devices and hosts", low=1)
+    microbatches: int = key(
+        1, "slices an update is computed in, one after another, to need less memory", low=1, restart=True
+    )
     log_every: str = key("1%", "length between rows of training metrics")
     eval_every: str = key("10%", "length between evaluations; one is always done at the end")
     optim: OptimConfig = section(OptimConfig)
@@ -86,8 +89,19 @@ class Stage:
         """Fresh parameters, a nested dict; traceable."""
         raise NotImplementedError
 
-    def loss(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """(scalar to descend, metrics) of a global batch; traceable."""
+    def loss(
+        self, params: Params, batch: Mapping[str, jax.Array], keys: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
+        """((sum, weight) of the loss, metrics) of a batch or of a slice of one; traceable.
+
+        The update descends sum / weight over the global batch, however many slices it is computed in. For that the
+        randomness of an image comes from its own key alone.
+
+        Args:
+          params: all parameters.
+          batch: name → array with one row an image.
+          keys: random keys [batch], one an image.
+        """
         raise NotImplementedError
 
     def evaluators(self) -> Sequence[Evaluator]:

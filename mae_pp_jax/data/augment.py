@@ -19,9 +19,9 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
 
 
-def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Mirrors each image of [batch, height, width, channels] left to right with probability one half."""
-    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
+    """Mirrors images [batch, height, width, channels] left to right, each with probability one half by its key."""
+    flip = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (1, 1, 1)))(keys)
     return jnp.where(flip, images[:, :, ::-1], images)
 
 

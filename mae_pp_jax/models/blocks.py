@@ -75,20 +75,20 @@ def _scaled(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
     return branch if scale is None else (branch * scale[:, None, None]).astype(branch.dtype)
 
 
-def drop_path(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
+def drop_path(keys: jax.Array, rate: float, depth: int) -> jax.Array:
     """Stochastic depth for a whole stack: which branches of which samples are dropped, drawn at once.
 
     Block i of `depth` drops each of its two branches with probability rate · i / (depth - 1), for each sample apart,
     and scales the branches that it keeps by 1 / (1 - that probability).
 
     Args:
-      key: random key.
+      keys: random keys [batch], one a sample.
       rate: probability at the last block.
       depth: number of blocks.
-      batch: number of samples.
 
     Returns:
       [layers, 2, batch] float32, the scale of each block's attention and MLP branch.
     """
-    keep = 1.0 - jnp.linspace(0.0, rate, depth)[:, None, None]
-    return jax.random.bernoulli(key, keep, (depth, 2, batch)) / keep
+    keep = 1.0 - jnp.linspace(0.0, rate, depth)[:, None]
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (depth, 2)), out_axes=2)(keys)
+    return kept / keep[:, :, None]

@@ -127,7 +127,7 @@ class Mae(nnx.Module):
     def __call__(
         self,
         images: jax.Array,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
         *,
         noise: jax.Array | None = None,
         train: bool = False,
@@ -136,8 +136,8 @@ class Mae(nnx.Module):
 
         Args:
           images: [batch, height, width, 3], normalised floats.
-          key: key for the mask and for drop path.
-          noise: [batch, patches]; when given, the patches of smallest noise stay visible and `key` draws no mask.
+          keys: [batch], one an image, for its mask and its drop path.
+          noise: [batch, patches]; when given, the patches of smallest noise stay visible and `keys` draw no mask.
           train: whether drop path acts.
 
         Returns:
@@ -145,32 +145,32 @@ class Mae(nnx.Module):
           prediction: [batch, patches, patch · patch · 3] float32, in units of the target.
           mask: [batch, patches] float32, 1 for masked patches.
         """
-        if key is None and noise is None:
-            raise ValueError("the mask needs a key or noise")
-        mask_key, path_key = (None, None) if key is None else jax.random.split(key)
+        if keys is None and noise is None:
+            raise ValueError("the mask needs keys or noise")
+        mask_keys, path_keys = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
         if noise is None:
-            noise = jax.random.uniform(mask_key, (images.shape[0], self.patches))
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(mask_keys)
         select, mask = masking.select_visible(noise, self.visible)
-        tokens = self.encoder(images, select=select, key=path_key, train=train)
+        tokens = self.encoder(images, select=select, keys=path_keys, train=train)
         prediction = self.decoder(tokens, select, mask)
         target, _, _ = self._target(images)
         error = jnp.mean(jnp.square(prediction - target), axis=-1)
         loss = jnp.sum(error * mask, axis=-1) / (self.patches - self.visible)
         return dict(loss=loss, prediction=prediction, mask=mask)
 
-    def reconstruct(self, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def reconstruct(self, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
         """Pictures of what the model sees and paints.
 
         Args:
           images: [batch, height, width, 3], normalised floats.
-          key: key for the mask.
+          keys: [batch], keys for the masks.
 
         Returns:
           masked: [batch, height, width, 3], the images with 0 (the data set's mean colour) in the masked patches.
           reconstruction: [batch, height, width, 3], the images with the prediction in the masked patches. Where the
             target is normalised, the patch's own mean and deviation bring the prediction back to pixels.
         """
-        out = self(images, key)
+        out = self(images, keys)
         _, mean, deviation = self._target(images)
         original, mask = patchify(images, self.encoder.dims.patch), out["mask"][:, :, None]
         painted = out["prediction"] * deviation + mean

@@ -202,7 +202,7 @@ class Encoder(nnx.Module):
         images: jax.Array,
         *,
         select: jax.Array | None = None,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """Encodes images.
@@ -210,14 +210,14 @@ class Encoder(nnx.Module):
         Args:
           images: [batch, height, width, 3], normalised floats.
           select: [batch, visible, patches] one-hot rows; only the patches that they pick enter the blocks.
-          key: key for drop path; needed to train with `drop_path` above 0.
+          keys: [batch], keys for drop path; needed to train with `drop_path` above 0.
           train: whether drop path acts.
 
         Returns:
           Tokens [batch, tokens, width] in the compute dtype, class token (if there is one) first.
         """
-        if train and self.config.drop_path and key is None:
-            raise ValueError("training with drop path needs a key")
+        if train and self.config.drop_path and keys is None:
+            raise ValueError("training with drop path needs a key an image")
         x = self.embed(images)
         if select is not None:
             x = masking.gather_visible(select, x)
@@ -226,7 +226,7 @@ class Encoder(nnx.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape)), x], axis=1)
         drop = ()
         if train and self.config.drop_path:
-            drop = (drop_path(key, self.config.drop_path, self.dims.depth, x.shape[0]),)
+            drop = (drop_path(keys, self.config.drop_path, self.dims.depth),)
         x = functional.scan(self.blocks, x, *drop, remat=self.config.remat)
         return x if self.mean_pool else self.norm(x)
 
@@ -266,9 +266,9 @@ class Classifier(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, images: jax.Array, key: jax.Array | None = None, train: bool = False) -> jax.Array:
-        """Images [batch, height, width, 3] → logits [batch, classes], float32."""
-        tokens = self.encoder(images, key=key, train=train)
+    def __call__(self, images: jax.Array, keys: jax.Array | None = None, train: bool = False) -> jax.Array:
+        """Images [batch, height, width, 3] → logits [batch, classes], float32; `keys` [batch] are for drop path."""
+        tokens = self.encoder(images, keys=keys, train=train)
         return self.head(self.encoder.pool_tokens(tokens)).astype(jnp.float32)
 
     def features(self, images: jax.Array) -> jax.Array:

@@ -49,13 +49,14 @@ class ClassifyStage(ImageStage):
     def init(self, key):
         return self.model.init(key)
 
-    def loss(self, params, batch, key):
-        flip_key, path_key = jax.random.split(key)
-        logits = self.model.apply(params, self.pixels(batch, flip_key), path_key, train=True)
+    def loss(self, params, batch, keys):
+        flip_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        logits = self.model.apply(params, self.pixels(batch, flip_keys), path_keys, train=True)
         targets = losses.smooth_labels(batch["label"], self.classes, self.config.label_smoothing)
         loss = losses.softmax_cross_entropy(logits, targets)
         ones = jnp.ones_like(loss)
-        return jnp.mean(loss), {"loss": (jnp.sum(loss), jnp.sum(ones)), **accuracy(logits, batch["label"], ones)}
+        total = (jnp.sum(loss), jnp.sum(ones))
+        return total, {"loss": total, **accuracy(logits, batch["label"], ones)}
 
     def evaluators(self):
         def test(params, batch):

@@ -136,14 +136,14 @@ class ImageStage(Stage):
         shown = ", ".join(self.train_source.describe(int(r)) for r in records[:3])
         return f"records {shown} and {len(records) - 3} more" if len(records) > 3 else f"records {shown}"
 
-    def pixels(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """uint8 → normalised float32 [batch, height, width, 3]; flipped at random when a key is given.
+    def pixels(self, batch: Mapping[str, jax.Array], keys: jax.Array | None = None) -> jax.Array:
+        """uint8 → normalised float32 [batch, height, width, 3]; flipped at random when keys [batch] are given.
 
         Models cast to their compute dtype themselves; MAE's target needs the full precision.
         """
         data, images = self.config.data, batch["image"]
-        if key is not None and data.flip:
-            images = augment.random_flip(images, key)
+        if keys is not None and data.flip:
+            images = augment.random_flip(images, keys)
         return augment.normalize(images, data.mean, data.std)
 
     def encoder_handoff(self, *, head: str) -> Handoff:

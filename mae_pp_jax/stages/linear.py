@@ -55,20 +55,19 @@ class LinearStage(ImageStage):
         norm = features.measure(self.features, params, self.train_batches(0), batches, mesh)
         return {**params, "feature_norm": norm}
 
-    def features(self, params, batch, key=None):
-        """Frozen features [batch, width] of a batch; flipped at random when a key is given."""
+    def features(self, params, batch, keys=None):
+        """Frozen features [batch, width] of a batch; flipped at random when keys [batch] are given."""
         model = {"encoder": params["encoder"], "head": params["head"]}
-        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, key), method="features"))
+        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, keys), method="features"))
 
-    def logits(self, params, batch, key=None):
-        x = features.normalize(params["feature_norm"], self.features(params, batch, key))[:, 0]
+    def logits(self, params, batch, keys=None):
+        x = features.normalize(params["feature_norm"], self.features(params, batch, keys))[:, 0]
         return x @ params["head"]["kernel"] + params["head"]["bias"]
 
-    def loss(self, params, batch, key):
-        logits = self.logits(params, batch, key)
+    def loss(self, params, batch, keys):
+        logits = self.logits(params, batch, keys)
         metrics = self._measure(logits, batch["label"], jnp.ones(logits.shape[0]))
-        total, weight = metrics["loss"]
-        return total / weight, metrics
+        return metrics["loss"], metrics
 
     def evaluators(self):
         def test(params, batch):

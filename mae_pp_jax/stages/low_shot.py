@@ -115,25 +115,25 @@ class LowShotStage(ImageStage):
     def describe_batch(self, step):
         return f"step {step} of {self.config.splits} splits of {self.config.shots} images a class"
 
-    def features(self, params, batch, key=None):
-        """Frozen features [batch, width] of a batch; flipped at random when a key is given."""
+    def features(self, params, batch, keys=None):
+        """Frozen features [batch, width] of a batch; flipped at random when keys [batch] are given."""
         head = {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)}
         model = {"encoder": params["encoder"], "head": head}
-        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, key), method="features"))
+        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, keys), method="features"))
 
-    def logits(self, params, batch, key=None):
+    def logits(self, params, batch, keys=None):
         """Logits of every split's head, [batch, splits, classes]."""
-        x = features.normalize(params["feature_norm"], self.features(params, batch, key))
+        x = features.normalize(params["feature_norm"], self.features(params, batch, keys))
         return jnp.einsum("bsd,sdc->bsc", x, params["heads"]["kernel"]) + params["heads"]["bias"]
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, keys):
         own = jax.nn.one_hot(batch["group"], self.config.splits)
-        logits = jnp.einsum("bsc,bs->bc", self.logits(params, batch, key), own)
+        logits = jnp.einsum("bsc,bs->bc", self.logits(params, batch, keys), own)
         loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
         ones = jnp.ones_like(loss)
         # Heads are independent: the sum over splits of each one's mean gives every head its own gradient.
         metrics = {"loss": (jnp.sum(loss), jnp.sum(ones)), **accuracy(logits, batch["label"], ones)}
-        return jnp.mean(loss) * self.config.splits, metrics
+        return (jnp.sum(loss) * self.config.splits, jnp.sum(ones)), metrics
 
     def evaluators(self):
         def test(params, batch):

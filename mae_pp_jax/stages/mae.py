@@ -44,10 +44,11 @@ class MaeStage(ImageStage):
     def init(self, key):
         return self.model.init(key)
 
-    def loss(self, params, batch, key):
-        flip_key, mask_key = jax.random.split(key)
-        out = self.model.apply(params, self.pixels(batch, flip_key), mask_key, train=True)
-        return jnp.mean(out["loss"]), {"loss": _sum(out["loss"], jnp.ones_like(out["loss"]))}
+    def loss(self, params, batch, keys):
+        flip_keys, mask_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        out = self.model.apply(params, self.pixels(batch, flip_keys), mask_keys, train=True)
+        total = _sum(out["loss"], jnp.ones_like(out["loss"]))
+        return total, {"loss": total}
 
     def evaluators(self):
         shown = [Reconstructions(self._reconstruct, self.eval_batches, self.config.pictures)]
@@ -70,7 +71,8 @@ class MaeStage(ImageStage):
         return vit.grid_side(self.config.model, self.config.data.image_size) ** 2
 
     def _reconstruct(self, params, batch):
-        out = self.model.apply(params, self.pixels(batch), jax.random.key(0), method="reconstruct")
+        keys = jax.random.split(jax.random.key(0), batch["image"].shape[0])
+        out = self.model.apply(params, self.pixels(batch), keys, method="reconstruct")
         data = self.config.data
         pictures = {name: augment.denormalize(images, data.mean, data.std) for name, images in out.items()}
         return {"original": batch["image"], **pictures}

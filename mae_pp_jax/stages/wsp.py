@@ -58,12 +58,11 @@ class WspStage(ImageStage):
     def init(self, key):
         return self.model.init(key)
 
-    def loss(self, params, batch, key):
-        flip_key, path_key = jax.random.split(key)
-        logits = self.model.apply(params, self.pixels(batch, flip_key), path_key, train=True)
+    def loss(self, params, batch, keys):
+        flip_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        logits = self.model.apply(params, self.pixels(batch, flip_keys), path_keys, train=True)
         metrics = self._measure(logits, batch["hashtags"], jnp.ones(logits.shape[0]))
-        total, weight = metrics["loss"]
-        return total / jnp.maximum(weight, 1.0), metrics
+        return metrics["loss"], metrics
 
     def evaluators(self):
         def test(params, batch):

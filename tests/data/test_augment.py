@@ -17,8 +17,9 @@ def test_normalize_against_its_definition():
 
 def test_random_flip_mirrors_about_half_of_the_images_left_to_right():
     images = np.random.default_rng(0).integers(0, 256, (400, 3, 4, 3), dtype=np.uint8)
-    out = np.asarray(augment.random_flip(images, jax.random.key(0)))
+    keys, others = (jax.random.split(jax.random.key(seed), 400) for seed in (0, 1))
+    out = np.asarray(augment.random_flip(images, keys))
     same = (out == images).all((1, 2, 3))
     mirrored = (out == images[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all() and 150 < mirrored.sum() < 250
-    assert not np.array_equal(out, augment.random_flip(images, jax.random.key(1)))
+    assert not np.array_equal(out, augment.random_flip(images, others))

@@ -115,19 +115,23 @@ def test_gradient_equals_central_differences_of_the_reference(example, quick):
 def test_every_patch_is_masked_equally_often_and_each_image_exactly(example, run):
     images = jnp.zeros((2048, 8, 8, 3))
     model = build()
-    mask = run(model, example(model)[0], images, jax.random.key(1))["mask"]
+    mask = run(model, example(model)[0], images, jax.random.split(jax.random.key(1), 2048))["mask"]
     np.testing.assert_array_equal(mask.sum(1), PATCHES - VISIBLE)
     np.testing.assert_allclose(mask.mean(0), 0.75, atol=4.5 * np.sqrt(0.75 * 0.25 / 2048))
     assert len(np.unique(mask, axis=0)) > 1000  # of 1820 possible ones; images draw apart
 
 
-def test_key_decides_the_mask(example, run):
+def keys(seed):
+    return jax.random.split(jax.random.key(seed), BATCH)
+
+
+def test_keys_decide_the_mask(example, run):
     model = build()
     params, images, _ = example(model)
-    one, same, other = (run(model, params, images, jax.random.key(seed))["mask"] for seed in (0, 0, 1))
+    one, same, other = (run(model, params, images, keys(seed))["mask"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.any(one != other)
-    with pytest.raises(ValueError, match="key or noise"):
+    with pytest.raises(ValueError, match="keys or noise"):
         run(model, params, images)
 
 
@@ -163,9 +167,9 @@ def test_plain_target_is_the_pixels(example, run):
 
 
 def test_reconstruct_keeps_visible_pixels_and_undoes_the_normalisation(example, run):
-    model, key = build(), jax.random.key(5)
+    model = build()
     params, images, _ = example(model)
-    out, pictures = run(model, params, images, key), run(model, params, images, key, method="reconstruct")
+    out, pictures = run(model, params, images, keys(5)), run(model, params, images, keys(5), method="reconstruct")
     original, mask = np.float64(vit.patchify(images, PATCH)), np.asarray(out["mask"])[:, :, None]
     np.testing.assert_allclose(vit.patchify(pictures["masked"], PATCH), original * (1 - mask), atol=1e-6)
     mean, variance = original.mean(-1, keepdims=True), original.var(-1, ddof=1, keepdims=True)
@@ -194,10 +198,9 @@ def test_bfloat16_is_close_and_returns_float32(example, run):
 def test_drop_path_acts_in_training_alone(example, run):
     model = build(dataclasses.replace(VIT, drop_path=0.9))
     params, images, noise = example(model)
-    key = jax.random.key(0)
-    still, plain = run(model, params, images, key, noise=noise), run(build(), params, images, noise=noise)
+    still, plain = run(model, params, images, keys(0), noise=noise), run(build(), params, images, noise=noise)
     np.testing.assert_array_equal(still["loss"], plain["loss"])
-    assert np.any(run(model, params, images, key, noise=noise, train=True)["loss"] != plain["loss"])
+    assert np.any(run(model, params, images, keys(0), noise=noise, train=True)["loss"] != plain["loss"])
 
 
 @pytest.mark.parametrize(

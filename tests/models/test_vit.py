@@ -145,10 +145,14 @@ def test_bfloat16_computes_low_and_keeps_parameters_and_logits_float32(random_pa
     assert 0 < np.abs(features - exact).max() < 0.1
 
 
+def keys(seed):
+    return jax.random.split(jax.random.key(seed), len(IMAGES))
+
+
 def test_remat_changes_no_gradient(random_params, quick):
     def gradient(remat):
         model = classifier(remat=remat, drop_path=0.5)
-        loss = lambda params: jnp.square(model.apply(params, IMAGES, jax.random.key(3), train=True)).sum()  # noqa: E731
+        loss = lambda params: jnp.square(model.apply(params, IMAGES, keys(3), train=True)).sum()  # noqa: E731
         return quick(jax.value_and_grad(loss))(random_params(model))
 
     plain = gradient("none")
@@ -166,7 +170,7 @@ def test_layer_norm_is_its_definition_also_where_eps_matters(run):
 
 
 def test_drop_path_drops_more_in_later_blocks_and_keeps_the_mean():
-    scale = np.asarray(blocks.drop_path(jax.random.key(0), rate=0.4, depth=3, batch=4096))
+    scale = np.asarray(blocks.drop_path(jax.random.split(jax.random.key(0), 4096), rate=0.4, depth=3))
     for layer, rate in enumerate((0.0, 0.2, 0.4)):
         np.testing.assert_allclose(np.unique(scale[layer]), [0, 1 / (1 - rate)] if rate else [1], rtol=1e-6)
         for branch in scale[layer]:
@@ -186,13 +190,13 @@ def test_dropped_branches_leave_a_sample_as_it_is(random_params, run):
 
 def test_drop_path_acts_in_training_alone(random_params, run):
     model, plain = classifier(drop_path=0.8), classifier()
-    params, key = random_params(model), jax.random.key(1)
+    params = random_params(model)
     expected = run(plain, params, IMAGES)
-    np.testing.assert_array_equal(run(model, params, IMAGES, key, train=False), expected)
-    np.testing.assert_array_equal(run(plain, params, IMAGES, key, train=True), expected)
-    one, other = (run(model, params, IMAGES, jax.random.key(seed), train=True) for seed in (1, 2))
+    np.testing.assert_array_equal(run(model, params, IMAGES, keys(1), train=False), expected)
+    np.testing.assert_array_equal(run(plain, params, IMAGES, keys(1), train=True), expected)
+    one, other = (run(model, params, IMAGES, keys(seed), train=True) for seed in (1, 2))
     assert np.any(one != expected) and np.any(one != other)
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="needs a key an image"):
         run(model, params, IMAGES, None, train=True)
 
 

@@ -16,8 +16,8 @@ def stage_of(name, **overrides):
     return registry.create(registry.resolve(mapping, {**RECIPES[name], **overrides}))
 
 
-def losses(stage, shape, steps=5):
-    """Training losses of the first steps on a mesh of `shape` over the simulated devices."""
+def losses(stage, shape, steps=5, edit=lambda batch: batch):
+    """Training losses of the first steps on a mesh of `shape` over the simulated devices; `edit` changes batches."""
     sizes = dict(zip(partition.MESH_AXES, shape, strict=True))
     config = config_lib.resolve(partition.MeshConfig, sizes)
     mesh = partition.make_mesh(config, jax.devices()[: int(np.prod(shape))])
@@ -27,7 +27,7 @@ def losses(stage, shape, steps=5):
     batches, out = stage.train_batches(0), []
     for _ in range(steps):
         before = jax.device_get(state.metrics["loss"])
-        state = update(state, partition.to_global(next(batches), mesh))
+        state = update(state, partition.to_global(edit(next(batches)), mesh))
         total, weight = (a - b for a, b in zip(jax.device_get(state.metrics["loss"]), before, strict=True))
         out.append(total / weight)
     return np.asarray(out), prog, state
@@ -43,6 +43,25 @@ def test_meshes_give_the_losses_of_one_device(name):
         np.testing.assert_allclose(spread, alone, rtol=1e-5, err_msg=str(shape))
         kernels = [leaf for path, leaf in flatten(prog.shapes.params).items() if path.endswith("fc1/kernel")]
         assert all(leaf.sharding.is_fully_replicated == (shape == (8, 1, 1)) for leaf in kernels)
+
+
+@pytest.mark.parametrize("name", ["mae", "wsp", "classify"])
+def test_microbatches_give_the_update_of_the_whole_batch(name):
+    """Slices weigh differently in `wsp`: some images have no hashtag, more of them in the first slices."""
+
+    def without_tags(batch):
+        if "hashtags" in batch:
+            batch["hashtags"][: len(batch["hashtags"]) // 3] = -1
+            batch["hashtags"][::4] = -1
+        return batch
+
+    def parameters(count, shape):
+        stage = stage_of(name, **{"microbatches": str(count), "optim.name": "sgd"})
+        return flatten(jax.device_get(losses(stage, shape, steps=2, edit=without_tags)[2].params))
+
+    whole = parameters(1, (1, 1, 1))
+    for path, value in parameters(4, (2, 4, 1)).items():
+        np.testing.assert_allclose(value, whole[path], rtol=1e-5, atol=1e-7, err_msg=path)
 
 
 def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
