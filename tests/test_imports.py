@@ -14,8 +14,9 @@ ALLOWED = {
     "evaluation": {"core", "models", "data", "ops"},
     "interop": {"core", "models", "data", "ops"},
     "reporting": {"core"},
+    "planning": {"core"},
     "stages": {"core", "models", "data", "ops", "evaluation", "interop"},
-    "commands": {"core", "models", "data", "ops", "evaluation", "interop", "reporting", "stages"},
+    "commands": {"core", "models", "data", "ops", "evaluation", "interop", "reporting", "planning", "stages"},
     "__main__": {"core", "commands"},
 }
 FILES = sorted((ROOT / "mae_pp_jax").rglob("*.py"))

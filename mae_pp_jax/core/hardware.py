@@ -1,30 +1,71 @@
 """What the chips can do, where it is published, and the settings every command starts JAX with."""
 
+import contextlib
+import contextvars
+import dataclasses
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 
-# Dense bf16 matrix products, FLOP/s a device; vendors' data sheets.
-PEAK_BF16_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "Tesla T4": 65e12,
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts them; vendors' data sheets where nothing else is said.
+
+    Attributes:
+      flops: dense bf16 matrix products, FLOP/s.
+      memory: bytes of HBM that a program may use; of TPUs as their compiler states it, a little below the data sheet.
+      bandwidth: of HBM, bytes/s.
+      clock: Hz of the matrix units, in which the TPU compiler's cycle estimates count; None for other chips.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    clock: float | None = None
+
+
+# Device kind → chip. Clocks of TPUs follow from their peaks: v4 and v5p have 8, v5e 4 matrix units of 128 × 128, v6e
+# and each half of a tpu7x 4 units of 256 × 256, 2 FLOPs a multiply-add.
+CHIPS = {
+    "TPU v4": Chip(275e12, 32 * GIB, 1.2e12, 1.05e9),
+    "TPU v5 lite": Chip(197e12, 16 * GIB, 0.82e12, 1.5e9),
+    "TPU v5": Chip(459e12, 95 * GIB, 2.765e12, 1.75e9),
+    "TPU v6 lite": Chip(918e12, 32 * GIB, 1.64e12, 1.75e9),
+    "TPU7x": Chip(1153e12, 96 * GIB, 3.69e12, 2.2e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1.555e12),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2.039e12),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3.35e12),
+    "NVIDIA H200": Chip(989e12, 141e9, 4.8e12),
+    "Tesla T4": Chip(65e12, 16e9, 0.32e12),
 }
+
+_compiling_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("compiling_for", default=None)
+
+
+def platform() -> str:
+    """The platform that is compiled for: "cpu", "tpu" or "gpu"."""
+    return _compiling_for.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Inside, `platform` answers `name`: programs are made for devices that this machine does not have."""
+    token = _compiling_for.set(name)
+    try:
+        yield
+    finally:
+        _compiling_for.reset(token)
 
 
 def peak_flops(device: jax.Device) -> float | None:
     """bf16 peak of a device in FLOP/s, or None where it is not known (CPUs among them)."""
-    return PEAK_BF16_FLOPS.get(device.device_kind)
+    chip = CHIPS.get(device.device_kind)
+    return chip.flops if chip else None
 
 
 def enable_compilation_cache() -> None:

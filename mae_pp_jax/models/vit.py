@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional
+from mae_pp_jax.core import functional, hardware
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
@@ -133,8 +133,8 @@ def grid_side(config: VitConfig, image_size: int) -> int:
 
 
 def compute_dtype(config: VitConfig) -> jnp.dtype:
-    """The dtype of matmuls and activations; `auto` asks which backend JAX runs on."""
-    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    """The dtype of matmuls and activations; `auto` asks which platform is compiled for."""
+    auto = "float32" if hardware.platform() == "cpu" else "bfloat16"
     return jnp.dtype(auto if config.dtype == "auto" else config.dtype)
 
 

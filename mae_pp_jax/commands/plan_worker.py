@@ -1,0 +1,34 @@
+"""The process in which `plan` compiles; started by `planning/process.py`: `plan_worker REQUEST.json ANSWER.json`."""
+
+import os
+import pathlib
+import sys
+import threading
+
+from mae_pp_jax.core import console, disk
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.planning import measure, slices
+from mae_pp_jax.stages import registry
+
+
+def main(request: str, answer: str) -> None:
+    """Compiles what the file `request` names and writes the report, or the user's error, into the file `answer`."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    console.quiet_libraries()
+    asked = disk.read_json(pathlib.Path(request))
+    try:
+        stage = registry.create(registry.resolve(asked["config"]))
+        found = {"report": measure.measure(stage, slices.parse(asked["topology"]))}
+    except UserError as error:
+        found = {"error": str(error)}
+    disk.write_json(pathlib.Path(answer), found)
+
+
+def _leave_with_parent() -> None:
+    """Ends this process when the one that waits for its answer is gone, however that died."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,61 @@
+"""FLOPs of the custom (Pallas) kernels of a train step, counted from their source; the compiler does not know them."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+from jax.extend import core as jax_core
+
+from mae_pp_jax.core import loop
+
+
+def flops(program: loop.Program) -> dict[str, float]:
+    """FLOPs of the matrix products in one call of each Pallas kernel of a train step, by the kernel's name.
+
+    Every branch of a kernel counts, on every cell of its grid, so this is an upper bound. Kernels of one name count as
+    the largest of them.
+    """
+    batch = program.stage.batch_spec()
+    with jax.set_mesh(program.mesh):
+        traced = jax.jit(program.step).trace(program.shapes, batch)
+    found: dict[str, float] = {}
+    _find(traced.jaxpr.jaxpr, found)
+    return found
+
+
+def _find(jaxpr, found: dict[str, float]) -> None:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            name = _name(equation.params)
+            cells = math.prod(equation.params["grid_mapping"].grid)
+            found[name] = max(found.get(name, 0.0), cells * _dots(equation.params["jaxpr"]))
+        for inner in _inner(equation.params):
+            _find(inner, found)
+
+
+def _dots(jaxpr) -> float:
+    """FLOPs of the matrix products of a jaxpr; loops count as often as they run, all branches together."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += times * sum(_dots(inner) for inner in _inner(equation.params))
+    return total
+
+
+def _inner(params: Mapping):
+    """The jaxprs among the parameters of an equation."""
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, jax_core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, jax_core.Jaxpr):
+                yield item
+
+
+def _name(params: Mapping) -> str:
+    information = params.get("name_and_src_info")
+    return getattr(information, "name", None) or params.get("name", "")

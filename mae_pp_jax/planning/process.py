@@ -1,0 +1,90 @@
+"""Compiles in a process of its own: its environment is set before JAX starts, and its death is an answer."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+
+import tqdm
+
+from mae_pp_jax.core import console
+from mae_pp_jax.core.errors import RunStopped, UserError
+from mae_pp_jax.planning import slices
+
+WORKER = "mae_pp_jax.commands.plan_worker"
+POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass
+class Compilation:
+    """One compilation in a process of its own, under way or done; leave its `with` block to end it."""
+
+    config: Mapping
+    chosen: slices.Slice
+
+    def __enter__(self):
+        self._folder = tempfile.TemporaryDirectory(prefix="plan-")
+        folder = pathlib.Path(self._folder.name)
+        self._answer, self._said = folder / "answer.json", folder / "stderr"
+        (folder / "request.json").write_text(json.dumps(dict(config=self.config, topology=self.chosen.name)))
+        self.began = time.monotonic()
+        with self._said.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", WORKER, str(folder / "request.json"), str(self._answer)],
+                env=slices.environment(self.chosen, dict(os.environ)),
+                stdin=subprocess.PIPE,  # closes when this process dies, however that happens; the worker then leaves
+                stdout=stderr,
+                stderr=stderr,
+            )
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._folder.cleanup()
+
+    @property
+    def done(self) -> bool:
+        return self._process.poll() is not None
+
+    def report(self) -> dict:
+        """What `measure` found; only when done.
+
+        Raises:
+          UserError: what the config or the slice did wrong.
+          RunStopped: the compiler died.
+        """
+        answer = json.loads(self._answer.read_text()) if self._answer.is_file() else {}
+        if "report" in answer:
+            return answer["report"]
+        if "error" in answer:
+            raise UserError(answer["error"])
+        raise RunStopped(f"the compiler for {self.chosen.name} {_cause(self._process.returncode, self._said)}")
+
+
+def compile_once(config: Mapping, chosen: slices.Slice) -> dict:
+    """The report of one config on one slice, with the time gone by on a terminal."""
+    bar = f"compiling for {chosen.name} in a process of its own, usually 1 to 3 minutes: {{elapsed}}"
+    with Compilation(config, chosen) as work, tqdm.tqdm(bar_format=bar, disable=not console.on_terminal()) as elapsed:
+        while not work.done:
+            time.sleep(POLL_SECONDS)
+            elapsed.refresh()
+        return work.report()
+
+
+def _cause(code: int, said: pathlib.Path) -> str:
+    """Why a worker ended without an answer, in a few words."""
+    if code == -signal.SIGKILL:
+        return "was killed (out of memory on this machine?)"
+    lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{how}{': ' + lines[-1][:300] if lines else ''}"
