@@ -31,6 +31,7 @@ class FolderSource:
     """
 
     hashtag_names: tuple[str, ...] = ()
+    has_tags = False
 
     def __init__(self, root: pathlib.Path, split: str, *, unsplit_names: tuple[str, str], eval_fraction: float):
         self._root, self._split = root, split

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import pathlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import folder, hashtags, tfds_store
+from mae_pp_jax.data.vocabulary import Vocabulary
 
 _SIMULATION_SEED = 0
 
@@ -33,6 +35,12 @@ class DataConfig:
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")
     std: tuple[float, ...] = key((0.229, 0.224, 0.225), "standard deviation of each channel, divided by on the device")
     hashtags: str = key("field", "the dataset's own, or simulated from its labels", choices=("field", "simulated"))
+    vocabulary: str = key("", "file of `data hashtags` that maps the dataset's hashtags to classes; empty: none")
+    untagged: str = key(
+        "keep",
+        "images without a hashtag of the vocabulary: keep (no part in the WSP loss, counted) or skip (never read)",
+        choices=("keep", "skip"),
+    )
     max_tags: int = key(16, "hashtags kept an image (the first ones), which fixes the shape of a batch", low=1)
     cache: str = key("none", "ram: decode once and keep pixels in memory", choices=("none", "ram"), restart=True)
     threads: int = key(8, "threads that read, decode and crop; 1 is best for tiny images in ram", low=0, restart=True)
@@ -53,16 +61,19 @@ class Source(Protocol):
 
     - `image`: uint8 [height, width, 3], RGB, decoded, of any size;
     - `label`: int, if the dataset has labels;
-    - `hashtags`: int32 [tags], ids into `hashtag_names`, if the dataset has hashtags.
+    - `hashtags`: int32 [tags], ids into `hashtag_names`, if the dataset has a vocabulary of hashtags;
+    - `tags`: its hashtags as people wrote them, if the dataset stores text.
 
     Attributes:
       class_names: name of each class; empty without labels.
-      hashtag_names: the vocabulary of hashtags; empty without hashtags.
+      hashtag_names: the vocabulary of hashtags; empty without one.
+      has_tags: whether hashtags are stored as text.
       fingerprint: a short hash of which records these are.
     """
 
     class_names: tuple[str, ...]
     hashtag_names: tuple[str, ...]
+    has_tags: bool
     fingerprint: str
 
     def __len__(self) -> int: ...
@@ -71,6 +82,12 @@ class Source(Protocol):
 
     def labels(self) -> np.ndarray:
         """The classes of all records, int32 [records], without decoding an image."""
+
+    def hashtags(self) -> Iterator[np.ndarray]:
+        """The hashtag ids of all records in order, without decoding an image; if there are `hashtag_names`."""
+
+    def tags(self) -> Iterator[tuple[str, ...]]:
+        """The hashtags of all records as text, in order, without decoding an image; if `has_tags`."""
 
     def describe(self, index: int) -> str:
         """Where a record comes from, for messages to people."""
@@ -94,6 +111,10 @@ def open_source(config: DataConfig, split: str) -> Source:
         source = tfds_store.TfdsSource(config.name, config.data_dir, split)
     if config.hashtags == "simulated":
         source = SimulatedHashtags(source)
+    if config.vocabulary:
+        source = InVocabulary(source, Vocabulary.load(config.vocabulary))
+    if config.untagged == "skip":
+        source = Subset(source, tagged_indices(source))
     return InMemory(source) if config.cache == "ram" else source
 
 
@@ -105,6 +126,7 @@ class Subset:
         self._indices = np.asarray(indices, np.int64)
         self.class_names = source.class_names
         self.hashtag_names = source.hashtag_names
+        self.has_tags = source.has_tags
         self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
 
     def __len__(self) -> int:
@@ -115,6 +137,14 @@ class Subset:
 
     def labels(self) -> np.ndarray:
         return self._source.labels()[self._indices]
+
+    def hashtags(self) -> Iterator[np.ndarray]:
+        found = list(self._source.hashtags())
+        return (found[i] for i in self._indices)
+
+    def tags(self) -> Iterator[tuple[str, ...]]:
+        found = list(self._source.tags())
+        return (found[i] for i in self._indices)
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._indices[index]))
@@ -128,8 +158,13 @@ class InMemory:
         self._records: list[dict | None] = [None] * len(source)
         self.class_names = source.class_names
         self.hashtag_names = source.hashtag_names
+        self.has_tags = source.has_tags
         self.fingerprint = source.fingerprint
         self.labels = source.labels
+        if self.hashtag_names:
+            self.hashtags = source.hashtags
+        if self.has_tags:
+            self.tags = source.tags
         self.describe = source.describe
 
     def __len__(self) -> int:
@@ -144,6 +179,8 @@ class InMemory:
 
 class SimulatedHashtags:
     """A labelled source with hashtags drawn by `hashtags.simulate` in place of any of its own."""
+
+    has_tags = False
 
     def __init__(self, source: Source):
         if not source.class_names:
@@ -160,6 +197,55 @@ class SimulatedHashtags:
 
     def __getitem__(self, index: int) -> dict:
         return self._source[index] | {"hashtags": self._tags[index]}
+
+    def hashtags(self) -> Iterator[np.ndarray]:
+        return iter(self._tags)
+
+
+class InVocabulary:
+    """A source with its hashtags mapped to the classes of a vocabulary; the others are dropped."""
+
+    has_tags = False
+
+    def __init__(self, source: Source, vocabulary: Vocabulary):
+        if not (source.has_tags or source.hashtag_names):
+            raise UserError(
+                "data.vocabulary: the dataset has no hashtags; leave it empty or use a dataset with hashtags"
+            )
+        self._source, self._vocabulary = source, vocabulary
+        self.class_names, self.hashtag_names = source.class_names, vocabulary.names
+        self.fingerprint = digest(source.fingerprint, vocabulary.fingerprint)
+        self.labels = source.labels
+        self.describe = source.describe
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        record = dict(self._source[index])
+        tags = record.pop("tags") if self._source.has_tags else self._names(record["hashtags"])
+        return record | {"hashtags": self._vocabulary.ids(tags)}
+
+    def hashtags(self) -> Iterator[np.ndarray]:
+        source = self._source
+        return map(self._vocabulary.ids, source.tags() if source.has_tags else map(self._names, source.hashtags()))
+
+    def _names(self, ids: np.ndarray) -> tuple[str, ...]:
+        return tuple(self._source.hashtag_names[i] for i in ids)
+
+
+def tagged_indices(source: Source) -> np.ndarray:
+    """The records that carry a hashtag of the vocabulary, int64 [tagged].
+
+    Raises:
+      UserError: the source has no vocabulary of hashtags, or no record carries one.
+    """
+    if not source.hashtag_names:
+        raise UserError("data.untagged: 'skip' needs hashtags; set data.vocabulary or data.hashtags, or use 'keep'")
+    tagged = np.flatnonzero([len(ids) > 0 for ids in source.hashtags()])
+    if not len(tagged):
+        raise UserError("data.untagged: no image carries a hashtag of the vocabulary; was it made from this dataset?")
+    return tagged
 
 
 def few_shot_indices(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:

@@ -48,7 +48,7 @@ class TfdsSource:
         except (KeyError, ValueError) as error:
             have = ", ".join(f"{s} ({info.num_examples:,})" for s, info in builder.info.splits.items())
             raise UserError(f"data: split '{split}' of {name} does not exist or is empty; it has {have}") from error
-        self.class_names, self.hashtag_names = _names(builder.info)
+        self.class_names, self.hashtag_names, self.has_tags = _names(builder.info)
         paths = [epath.Path(f.filename) for f in files]
         shards = [[p.name, p.stat().length, f.skip, f.take] for p, f in zip(paths, files)]
         identity = json.dumps([self._full_name, split, len(self._records), shards])
@@ -65,12 +65,22 @@ class TfdsSource:
             record["label"] = fields["label"].int64_list.value[0]
         if self.hashtag_names:
             record["hashtags"] = np.array(fields["hashtags"].int64_list.value, np.int32)
+        if self.has_tags:
+            record["tags"] = _texts(fields)
         return record
 
     def labels(self) -> np.ndarray:
         if not self.class_names:
             raise UserError(f"data.name: {self._full_name} has no labels")
         return np.array([self._fields(i)["label"].int64_list.value[0] for i in range(len(self))], np.int32)
+
+    def hashtags(self) -> Iterator[np.ndarray]:
+        for index in range(len(self)):
+            yield np.array(self._fields(index)["hashtags"].int64_list.value, np.int32)
+
+    def tags(self) -> Iterator[tuple[str, ...]]:
+        for index in range(len(self)):
+            yield _texts(self._fields(index))
 
     def describe(self, index: int) -> str:
         return f"{self._full_name}, split {self._split}, record {index}"
@@ -233,19 +243,25 @@ def _remove_empty(builder) -> None:
                 os.rmdir(folder)
 
 
-def _names(info) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names and hashtag vocabulary of a dataset; refuses one that has neither or no image."""
+def _names(info) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Class names, hashtag vocabulary, and whether hashtags are stored as text; refuses a dataset without images."""
     features = dict(info.features.items())
     label, tags = features.get("label"), features.get("hashtags")
     label = label if isinstance(label, tfds.features.ClassLabel) else None
     tags = getattr(tags, "feature", None)
-    tags = tags if isinstance(tags, tfds.features.ClassLabel) else None
-    if not isinstance(features.get("image"), tfds.features.Image) or not (label or tags):
+    ids = tags if isinstance(tags, tfds.features.ClassLabel) else None
+    if not isinstance(features.get("image"), tfds.features.Image):
         raise UserError(
-            f"data.name: {info.full_name} is no image dataset with 'label' or 'hashtags'; its features are "
+            f"data.name: {info.full_name} is no image dataset; its features are "
             + ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
         )
-    return tuple(label.names) if label else (), tuple(tags.names) if tags else ()
+    is_text = isinstance(tags, tfds.features.Text)
+    return tuple(label.names) if label else (), tuple(ids.names) if ids else (), is_text
+
+
+def _texts(fields) -> tuple[str, ...]:
+    """The raw hashtags of a record."""
+    return tuple(tag.decode("utf-8", "replace") for tag in fields["hashtags"].bytes_list.value)
 
 
 def _tfrecords(path) -> Iterator[bytes]:

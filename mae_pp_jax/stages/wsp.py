@@ -45,6 +45,11 @@ class WspStage(ImageStage):
     def vocabulary(self) -> int:
         """Number of hashtags."""
         vocabulary = self.config.declared.hashtags or len(self.train_source.hashtag_names)
+        if not vocabulary and self.train_source.has_tags:
+            raise UserError(
+                f"config.data.vocabulary: the hashtags of {self.config.data.name} are text; make a vocabulary with "
+                f"python -m mae_pp_jax data hashtags --name={self.config.data.name} --to=FILE and name it here"
+            )
         if not vocabulary:
             raise UserError(
                 f"config.data.hashtags: {self.config.data.name} has no hashtags; use a dataset that has them, or "
@@ -78,7 +83,7 @@ class WspStage(ImageStage):
         return (*self.fixed_positions(), (r".*", 1.0))
 
     def _measure(self, logits, hashtags, mask):
-        """Loss, and precision of the most probable hashtag: the share of images that carry it."""
+        """Loss, precision of the most probable hashtag (the share of images that carry it), share of untagged images."""
         targets, weight = losses.hashtag_targets(hashtags, self.vocabulary)
         weight = weight * mask
         loss = losses.softmax_cross_entropy(logits, targets)
@@ -86,4 +91,5 @@ class WspStage(ImageStage):
         return {
             "loss": (jnp.sum(loss * weight), jnp.sum(weight)),
             "tag_precision": (jnp.sum(hit * weight), jnp.sum(weight)),
+            "untagged": (jnp.sum(mask) - jnp.sum(weight), jnp.sum(mask)),
         }
