@@ -15,8 +15,20 @@ ALLOWED = {
     "interop": {"core", "models", "data", "ops"},
     "reporting": {"core"},
     "planning": {"core"},
+    "benchmarking": {"core"},
     "stages": {"core", "models", "data", "ops", "evaluation", "interop"},
-    "commands": {"core", "models", "data", "ops", "evaluation", "interop", "reporting", "planning", "stages"},
+    "commands": {
+        "core",
+        "models",
+        "data",
+        "ops",
+        "evaluation",
+        "interop",
+        "reporting",
+        "planning",
+        "benchmarking",
+        "stages",
+    },
     "__main__": {"core", "commands"},
 }
 FILES = sorted((ROOT / "mae_pp_jax").rglob("*.py"))
