@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mae_pp_jax.core import hardware
+from mae_pp_jax.models import attention_cpu
+
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
@@ -34,4 +37,6 @@ class Attention(nnx.Module):
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """softmax(query · keyᵀ / √head_dim) · value, all [batch, tokens, heads, head_dim]; the softmax runs in float32."""
+    if hardware.platform() == "cpu":
+        return attention_cpu.attend(query, key, value)
     return jax.nn.dot_product_attention(query, key, value)

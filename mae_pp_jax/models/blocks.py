@@ -3,6 +3,8 @@
 Parameters are float32. Matmuls run in the compute dtype; LayerNorm and softmax in float32.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -36,7 +38,13 @@ class Mlp(nnx.Module):
         self.fc2 = nnx.Linear(hidden, width, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU; its backward pass computes the error function again, which is cheaper than keeping it."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 class Block(nnx.Module):
