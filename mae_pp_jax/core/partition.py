@@ -6,7 +6,7 @@ of `TABLES` says which named axis is split over which mesh axis. A laptop is the
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -107,11 +107,34 @@ def constrain(x: jax.Array, axes: tuple) -> jax.Array:
       x: any array.
       axes: one entry an axis of x: "batch", "heads", "mlp", "classes" (over `tensor`) or None (whole).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
+    return jax.lax.with_sharding_constraint(x, _activation_spec(axes))
+
+
+def on_each_device(function: Callable[[jax.Array], jax.Array], axes: tuple, out_axes: tuple) -> Callable:
+    """`function` applied to every device's own part of an array, for kernels that XLA cannot split by itself.
+
+    Args:
+      function: from one array to one array.
+      axes: of its argument, as in `constrain`.
+      out_axes: of its result, as in `constrain`.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    specs = dict(in_specs=_activation_spec(axes), out_specs=_activation_spec(out_axes))
+    return jax.shard_map(function, **specs, check_vma=False)
+
+
+def local_shape(shape: tuple[int, ...], axes: tuple) -> tuple[int, ...]:
+    """Shape of one device's part of an activation laid out as `constrain` does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return shape if mesh.empty else NamedSharding(mesh, _activation_spec(axes)).shard_shape(shape)
+
+
+def _activation_spec(axes: tuple) -> PartitionSpec:
     names = {"batch": BATCH_AXES, "heads": "tensor", "mlp": "tensor", "classes": "tensor", None: None}
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names[a] for a in axes)))
+    return PartitionSpec(*(names[a] for a in axes))
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], rules: str, mesh: Mesh) -> PartitionSpec:

@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mae_pp_jax.core.partition import constrain
 from mae_pp_jax.models.attention import Attention, xavier_uniform
@@ -38,7 +39,7 @@ class Mlp(nnx.Module):
         self.fc2 = nnx.Linear(hidden, width, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(gelu(checkpoint_name(self.fc1(x), "hidden")))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -56,12 +57,23 @@ class Block(nnx.Module):
       mlp: hidden width of the MLP.
       dtype: compute dtype.
       eps: of both LayerNorms.
+      attention: "auto" or "xla", see `attention.attend`.
       rngs: keys for initialisation.
     """
 
-    def __init__(self, width: int, heads: int, mlp: int, dtype: jnp.dtype, *, eps: float = 1e-6, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        dtype: jnp.dtype,
+        *,
+        eps: float = 1e-6,
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
         self.norm1 = LayerNorm(width, dtype, eps)
-        self.attn = Attention(width, heads, dtype, rngs=rngs)
+        self.attn = Attention(width, heads, dtype, attention=attention, rngs=rngs)
         self.norm2 = LayerNorm(width, dtype, eps)
         self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
 
@@ -73,7 +85,7 @@ class Block(nnx.Module):
           branch_scale: [2, batch], what each sample's attention and MLP branch are multiplied with; see `drop_path`.
         """
         attn_scale, mlp_scale = (None, None) if branch_scale is None else branch_scale
-        x = x + _scaled(self.attn(self.norm1(x)), attn_scale)
+        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x)), attn_scale), "attention_added")
         x = x + _scaled(self.mlp(self.norm2(x)), mlp_scale)
         return constrain(x, TOKEN_AXES)
 

@@ -78,9 +78,9 @@ class Decoder(nnx.Module):
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
         table = positions.sincos_2d(width, encoder.grid, encoder.grid, encoder.config.cls_token)
         self.pos_embed = nnx.Param(jnp.asarray(table))
-        mlp, eps = decoder_mlp(config), encoder.config.norm_eps
+        mlp, eps, attention = decoder_mlp(config), encoder.config.norm_eps, encoder.config.attention
         self.blocks = functional.stack(
-            lambda r: Block(width, heads, mlp, dtype, eps=eps, rngs=r), config.decoder_depth, rngs
+            lambda r: Block(width, heads, mlp, dtype, eps=eps, attention=attention, rngs=r), config.decoder_depth, rngs
         )
         self.norm = LayerNorm(width, dtype, eps)
         self.pred = nnx.Linear(width, encoder.dims.patch**2 * 3, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)

@@ -62,6 +62,12 @@ class VitConfig:
         choices=tuple(functional.REMAT),
         restart=True,
     )
+    attention: str = config_key(
+        "auto",
+        "a kernel of our own where the platform has one for these sizes (TPU), or always XLA's operations",
+        choices=("auto", "xla"),
+        restart=True,
+    )
     dtype: str = config_key(
         "auto",
         "compute dtype (parameters are float32); auto = bfloat16 on accelerators, float32 on CPU",
@@ -184,7 +190,9 @@ class Encoder(nnx.Module):
             self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
         self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, self.grid, self.grid, config.cls_token)))
         self.blocks = functional.stack(
-            lambda r: Block(width, heads, mlp, self.dtype, eps=config.norm_eps, rngs=r), depth, rngs
+            lambda r: Block(width, heads, mlp, self.dtype, eps=config.norm_eps, attention=config.attention, rngs=r),
+            depth,
+            rngs,
         )
         self.mean_pool = pooled and config.pool == "mean"
         if self.mean_pool:

@@ -1,0 +1,48 @@
+"""The TPU kernel, run by Pallas' interpreter of TPU programs, against XLA's attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from mae_pp_jax.models import attention, attention_tpu
+
+# images, tokens, heads, channels of a head: of ViT-L, H and 6.5B and of the MAE decoder, with an odd number of tokens.
+SIZES = [(2, 17, 4, 64), (2, 9, 8, 80), (3, 20, 2, 128), (1, 50, 4, 32)]
+
+
+def drawn(size, dtype):
+    batch, tokens, heads, head_dim = size
+    rng = np.random.default_rng(0)
+    qkv = rng.normal(size=(3, batch, tokens, heads * head_dim))
+    return jnp.asarray(qkv, dtype), jnp.asarray(rng.normal(size=qkv.shape[1:]), dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_kernel_equals_attention_by_xla(size):
+    qkv, gradient = drawn(size, jnp.float32)
+    expected, expected_vjp = jax.vjp(lambda x: attention.attend(x, size[2], "xla"), qkv)
+    interpret = pltpu.InterpretParams()
+    found, found_vjp = jax.vjp(lambda x: attention_tpu.attend(x, size[2], interpret), qkv)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], atol=5e-6)
+
+
+def test_kernel_keeps_scores_in_float32():
+    """Scores of ±60 that bfloat16 would round by a quarter."""
+    size = (1, 16, 2, 64)
+    qkv, _ = drawn(size, jnp.bfloat16)
+    qkv = qkv.at[:2].multiply(4)
+    found = attention_tpu.attend(qkv, size[2], pltpu.InterpretParams())
+    assert found.dtype == jnp.bfloat16
+    exact = attention.attend(qkv.astype(jnp.float32), size[2], "xla")
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.02)
+
+
+def test_sizes_that_fill_no_register_or_do_not_fit_are_left_to_xla():
+    assert attention_tpu.heads_of_block(16, 64, 197) == 2
+    assert attention_tpu.heads_of_block(16, 80, 257) == 8
+    assert attention_tpu.heads_of_block(32, 128, 257) == 1
+    assert attention_tpu.heads_of_block(3, 64, 197) is None  # ViT-Ti: 192 channels
+    assert attention_tpu.heads_of_block(16, 64, 1025) is None  # 512 pixels: a row block of scores is 4.5 MiB
