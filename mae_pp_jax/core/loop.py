@@ -378,7 +378,7 @@ def _describe(prog: Program) -> None:
     """Logs parameters, their layout and the size of the task."""
     shapes, lengths, stage = prog.shapes, prog.lengths, prog.stage
     log.info("%s", clu.parameter_overview.get_parameter_overview(shapes.params, include_stats=False))
-    parts = {"params": shapes.params, "optimizer": shapes.opt_state}
+    parts = {**shapes.params, "optimizer": shapes.opt_state}
     if shapes.ema is not None:
         parts["ema"] = shapes.ema
     tables = {name: (tree, jax.tree.map(lambda leaf: leaf.sharding, tree)) for name, tree in parts.items()}

@@ -39,6 +39,9 @@ class OptimConfig:
     min_lr: float = key(0.0, "learning rate at the end of the cosine, absolute", low=0.0)
     b1: float = key(0.9, "AdamW first moment decay; momentum of sgd and lars", low=0.0, high=1.0)
     b2: float = key(0.95, "AdamW second moment decay", low=0.0, high=1.0)
+    moment_dtype: str = key(
+        "float32", "how AdamW's first moment is kept; bfloat16 halves it", choices=("float32", "bfloat16")
+    )
     weight_decay: float = key(0.05, "decoupled weight decay, multiplied by the learning rate", low=0.0)
     clip: float = key(0.0, "largest global gradient norm; 0: no clipping", low=0.0)
     ema: float = key(
@@ -131,7 +134,7 @@ def make(
     rate = schedule.learning_rate(peak, warmup=warmup, total=total, shape=config.shape, minimum=config.min_lr)
 
     direction = {
-        "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=1e-8),
+        "adamw": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=1e-8, mu_dtype=config.moment_dtype),
         "sgd": lambda: optax.trace(decay=config.b1),
         "lars": lambda: optax.trace(decay=config.b1),
     }[config.name]()

@@ -3,9 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+from mae_pp_jax.core.partition import constrain
+
+LOGIT_AXES = ("batch", "classes")  # a device holds the logits and targets of its own images and classes
+
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy against soft targets, -Σ targets · log softmax(logits), computed in float32.
+
+    Where classes are split over devices, each device works on its own: maxima and sums over classes are exchanged, the
+    logits are not.
 
     Args:
       logits: [batch, classes].
@@ -14,7 +21,8 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Returns:
       [batch], nats.
     """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    logits = constrain(logits.astype(jnp.float32), LOGIT_AXES)
+    log_probabilities = constrain(jax.nn.log_softmax(logits, axis=-1), LOGIT_AXES)
     return -jnp.sum(targets.astype(jnp.float32) * log_probabilities, axis=-1)
 
 
@@ -45,5 +53,5 @@ def hashtag_targets(ids: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Arr
     """
     present = jnp.any(ids[:, :, None] == jnp.arange(vocabulary), axis=1)
     count = jnp.sum(present, axis=-1, keepdims=True)
-    targets = present.astype(jnp.float32) / jnp.maximum(count, 1)
+    targets = constrain(present.astype(jnp.float32) / jnp.maximum(count, 1), LOGIT_AXES)
     return targets, (count[:, 0] > 0).astype(jnp.float32)

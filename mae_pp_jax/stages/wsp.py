@@ -87,7 +87,7 @@ class WspStage(ImageStage):
         targets, weight = losses.hashtag_targets(hashtags, self.vocabulary)
         weight = weight * mask
         loss = losses.softmax_cross_entropy(logits, targets)
-        hit = jnp.take_along_axis(targets, jnp.argmax(logits, -1)[:, None], axis=-1)[:, 0] > 0
+        hit = jnp.any(hashtags == jnp.argmax(logits, -1)[:, None], axis=-1)
         return {
             "loss": (jnp.sum(loss * weight), jnp.sum(weight)),
             "tag_precision": (jnp.sum(hit * weight), jnp.sum(weight)),

@@ -39,6 +39,15 @@ def test_first_adamw_step_is_lr_times_sign_plus_decay():
     np.testing.assert_allclose(new["encoder"]["patch_embed"]["bias"], 0.5 - 0.1, rtol=1e-5)
 
 
+def test_first_moment_in_bfloat16_takes_half_and_updates_alike():
+    grads = jax.tree.map(lambda p: jnp.linspace(-1, 1, p.size).reshape(p.shape), PARAMS)
+    low, high = build(moment_dtype="bfloat16"), build()
+    moments = [s for s in jax.tree.leaves(low.init(PARAMS)) if s.dtype == jnp.bfloat16]
+    assert sum(m.size for m in moments) == sum(p.size for p in jax.tree.leaves(PARAMS))
+    updates = [jax.tree.map(jnp.subtract, updated(optimizer, grads), PARAMS) for optimizer in (low, high)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02), *updates)
+
+
 def test_layer_decay_gives_each_stacked_block_its_own_factor():
     new = updated(build(lr_rules=optim.layer_decay(0.5, 2), weight_decay=0.0), jax.tree.map(jnp.ones_like, PARAMS))
     moved = jax.tree.map(lambda a, b: np.asarray((a - b) / 0.1), PARAMS, new)

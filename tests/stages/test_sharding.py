@@ -1,5 +1,7 @@
 """The same training on any mesh of the eight simulated devices."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +64,18 @@ def test_microbatches_give_the_update_of_the_whole_batch(name):
     whole = parameters(1, (1, 1, 1))
     for path, value in parameters(4, (2, 4, 1)).items():
         np.testing.assert_allclose(value, whole[path], rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["wsp", "classify"])
+def test_logits_of_a_head_split_over_devices_are_never_gathered(name):
+    """Neither the loss nor the metrics bring the classes of an image together on one device."""
+    declared = {"wsp": "declared.hashtags", "classify": "declared.classes"}[name]
+    # Planned, not run: the data has fewer. No other axis of the model has 24 or 6 entries.
+    stage = stage_of(name, **{declared: "24", "declared.records": "64"})
+    config = config_lib.resolve(partition.MeshConfig, dict(data=2, fsdp=1, tensor=4))
+    text = loop.program(stage, partition.make_mesh(config)).compile().as_text()
+    assert re.search(r"f32\[16,6\]", text), "a device has the logits of 16 images and 6 of 24 classes"
+    assert not re.search(r"\[(16|32),24\]", text)
 
 
 def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
