@@ -54,7 +54,7 @@ def attend(qkv: jax.Array, heads: int, attention: str = "auto") -> jax.Array:
       qkv: [3, batch, tokens, width], queries, keys and values with the channels of all heads after one another.
       heads: number of heads.
       attention: "xla" is plain `jax.nn.dot_product_attention`; "auto" takes what is faster on the platform: on TPUs a
-        kernel, where it fits these sizes.
+        kernel of ours and on GPUs cuDNN's, where they take these sizes.
 
     Returns:
       [batch, tokens, width].
@@ -67,5 +67,15 @@ def attend(qkv: jax.Array, heads: int, attention: str = "auto") -> jax.Array:
             kernel = functools.partial(attention_tpu.attend, heads=local_heads)
             return partition.on_each_device(kernel, QKV_AXES, OUT_AXES)(qkv)
     query, key, value = qkv.reshape(3, batch, tokens, heads, width // heads)
-    by_xla = attention_cpu.attend if platform == "cpu" else jax.nn.dot_product_attention
-    return by_xla(query, key, value).reshape(batch, tokens, width)
+    if platform == "cpu":
+        return attention_cpu.attend(query, key, value).reshape(batch, tokens, width)
+    fused = "cudnn" if platform == "gpu" and _cudnn_has(qkv.dtype, width // heads) else "xla"
+    out = jax.nn.dot_product_attention(query, key, value, implementation=fused)
+    return out.reshape(batch, tokens, width)
+
+
+def _cudnn_has(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether cuDNN's fused attention takes these arrays on this GPU: half precision, from Ampere on."""
+    capability = str(jax.devices()[0].compute_capability)  # "9.0"; AMD's have names
+    new_enough = capability[:1].isdigit() and float(capability) >= 8.0
+    return new_enough and dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128

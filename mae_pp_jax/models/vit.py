@@ -64,7 +64,7 @@ class VitConfig:
     )
     attention: str = config_key(
         "auto",
-        "a kernel of our own where the platform has one for these sizes (TPU), or always XLA's operations",
+        "what is fastest on the platform (a kernel on TPU, cuDNN on GPU), or always XLA's operations",
         choices=("auto", "xla"),
         restart=True,
     )

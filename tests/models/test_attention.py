@@ -1,11 +1,14 @@
 """The TPU kernel, run by Pallas' interpreter of TPU programs, against XLA's attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from mae_pp_jax.core import config, partition
 from mae_pp_jax.models import attention, attention_tpu
 
 # images, tokens, heads, channels of a head: of ViT-L, H and 6.5B and of the MAE decoder, with an odd number of tokens.
@@ -27,6 +30,19 @@ def test_kernel_equals_attention_by_xla(size):
     found, found_vjp = jax.vjp(lambda x: attention_tpu.attend(x, size[2], interpret), qkv)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], atol=5e-6)
+
+
+def test_kernel_runs_on_each_device_with_its_own_images_and_heads():
+    """Eight devices: images over four of them, heads over two."""
+    qkv, gradient = drawn((8, 9, 4, 64), jnp.float32)
+    expected, expected_vjp = jax.vjp(lambda x: attention.attend(x, 4, "xla"), qkv)
+    kernel = functools.partial(attention_tpu.attend, heads=2, interpret=True)
+    mesh = partition.make_mesh(config.resolve(partition.MeshConfig, dict(data=2, fsdp=2, tensor=2)))
+    with jax.set_mesh(mesh):
+        spread = jax.jit(partition.on_each_device(kernel, attention.QKV_AXES, attention.OUT_AXES))
+        found, found_vjp = jax.vjp(spread, qkv)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], atol=5e-6)
 
 
 def test_kernel_keeps_scores_in_float32():
