@@ -105,15 +105,19 @@ class Program:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_slice, first))
         return jax.lax.scan(add, zeros, pieces)[0]
 
-    def compile(self):
-        """The step compiled for the mesh, with the state donated."""
+    def lower(self):
+        """The step traced for the mesh, with the state donated."""
         batch = {
             name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=partition.batch_sharding(self.mesh))
             for name, spec in self.stage.batch_spec().items()
         }
         with jax.set_mesh(self.mesh):
-            lowered = jax.jit(self.step, donate_argnums=0, out_shardings=self.shardings).lower(self.shapes, batch)
-            return lowered.compile()
+            return jax.jit(self.step, donate_argnums=0, out_shardings=self.shardings).lower(self.shapes, batch)
+
+    def compile(self):
+        """The step compiled for the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self.lower().compile()
 
 
 def program(stage: Stage, mesh: Mesh) -> Program:

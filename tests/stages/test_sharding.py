@@ -78,6 +78,18 @@ def test_logits_of_a_head_split_over_devices_are_never_gathered(name):
     assert not re.search(r"\[(16|32),24\]", text)
 
 
+@pytest.mark.parametrize("name", ["mae", "classify"])
+def test_program_does_not_grow_with_depth(name):
+    """What the compiler is given for 24 blocks is what it is given for 6, so that it takes as long."""
+
+    def operations(depth):
+        stage = stage_of(name, **{"model.depth": str(depth)})
+        mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {"fsdp": 2, "data": 4}))
+        return loop.program(stage, mesh).lower().as_text().count("\n")
+
+    assert operations(24) == operations(6)
+
+
 def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
     stage = stage_of("mae")
     _, _, state = losses(stage, (2, 4, 1), steps=2)
