@@ -6,7 +6,9 @@ import pathlib
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import disk
-from mae_pp_jax.planning import process, report, slices
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.planning import candidates, process, report, slices
+from mae_pp_jax.planning import search as search_lib
 from mae_pp_jax.stages import registry
 
 DESCRIPTION = """Compiles the real train step of a config for a slice of TPUs on a machine that has none, and prints
@@ -15,11 +17,13 @@ read; the TPU compiler comes with the extra [tpu].
 
 examples:
   python -m mae_pp_jax plan --config=configs/mae/in1k.py:size=L/16 --topology=v5e:8x8 --config.mesh.fsdp=8
+  python -m mae_pp_jax plan --config=configs/mae/in1k.py:size=L/16 --topology=v5e:8x8 --search
   python -m mae_pp_jax plan --config=configs/mae/digits.py --topology=cpu:8
 
 A slice is CHIP:SHAPE, chips along each side: v4:4x4x4, v5e:8x8, v5p:4x4x8, v6e:16x16, tpu7x:2x2x1; cpu:8 is eight
 simulated devices. A config that does not fit is a result (exit code 0), said in the first line and by "fits" of
---json."""
+--json. --search compiles meshes, microbatches and rematerialisation policies, drops what earlier ones rule out, and
+ends with the best that fits in 90% of HBM as overrides to paste; stopped, the same command goes on where it was."""
 
 
 def add_parser(verbs) -> None:
@@ -32,10 +36,24 @@ def add_parser(verbs) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:args]", help="configs/STAGE/RECIPE.py[:name=value,…]")
     parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5p:4x4x8, v5e:8x8 or cpu:8")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there, as JSON")
+    parser.add_argument("--search", action="store_true", help="find mesh, microbatches and rematerialisation")
+    parser.add_argument(
+        "--search-file", metavar="FILE", help="where the search keeps what it has compiled; runs/plan/…"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="compilations at once (about 2 GB each); 1")
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args, rest: list[str]) -> None:
+    if args.search:
+        found = search(
+            *(args.config, args.topology, parse_overrides(rest)),
+            search_file=args.search_file,
+            jobs=args.jobs,
+            json_file=args.json,
+        )
+        print("\n".join(found))
+        return
     found = plan(args.config, args.topology, parse_overrides(rest), json_file=args.json)
     print("\n".join(report.lines(found)))
 
@@ -58,7 +76,52 @@ def plan(config: str, topology: str, overrides: dict[str, str] | None = None, *,
     """
     chosen = slices.parse(topology)
     resolved = registry.resolve(config_lib.load_file(config), overrides)
-    found = process.compile_once(config_lib.to_dict(resolved), chosen)
+    found = process.answer(config_lib.to_dict(resolved), chosen)
     if json_file:
         disk.write_json(pathlib.Path(json_file), found)
     return found
+
+
+def search(
+    config: str,
+    topology: str,
+    overrides: dict[str, str] | None = None,
+    *,
+    search_file: str | None = None,
+    jobs: int = 1,
+    json_file: str | None = None,
+) -> list[str]:
+    """The best mesh, microbatches and rematerialisation policy of a config on a slice.
+
+    Args:
+      config: `configs/STAGE/RECIPE.py[:args]`.
+      topology: the slice.
+      overrides: dotted key → text, as on the command line; those of searched keys are searched all the same.
+      search_file: keeps what was compiled, so that a stopped search goes on.
+      jobs: compilations at once.
+      json_file: where to write the best candidate's report, with its `overrides`.
+
+    Returns:
+      Lines: a table of what was tried, and the best as overrides.
+
+    Raises:
+      UserError: the config, the slice or their combination cannot work.
+      RunStopped: the compiler died.
+    """
+    chosen = slices.parse(topology)
+    if chosen.chip is None:
+        raise UserError(f"--search: {topology} has no cycle estimates to compare; name a slice of TPUs such as v5e:8x8")
+    if jobs < 1:
+        raise UserError(f"--jobs: must be at least 1, got {jobs}")
+    resolved = registry.resolve(config_lib.load_file(config), overrides)
+    mapping = config_lib.to_dict(resolved)
+    policies = config_lib.choices(type(resolved), "model.remat")
+    outline = process.answer(mapping, chosen, "outline")
+    space = candidates.space(chosen, outline, policies, max(1, resolved.mesh.tensor))
+    search_lib.check(chosen, space, resolved.global_batch)
+    journal = search_lib.Journal(pathlib.Path(search_file) if search_file else None, mapping, chosen)
+    done = search_lib.search(mapping, chosen, space, journal, jobs)
+    best = space.best(done)
+    if json_file and best is not None:
+        disk.write_json(pathlib.Path(json_file), {**done[best], "overrides": best.overrides()})
+    return search_lib.lines(space, done, journal)

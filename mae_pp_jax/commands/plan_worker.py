@@ -12,13 +12,14 @@ from mae_pp_jax.stages import registry
 
 
 def main(request: str, answer: str) -> None:
-    """Compiles what the file `request` names and writes the report, or the user's error, into the file `answer`."""
+    """Measures what the file `request` names and writes the report, or the user's error, into the file `answer`."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     console.quiet_libraries()
     asked = disk.read_json(pathlib.Path(request))
     try:
         stage = registry.create(registry.resolve(asked["config"]))
-        found = {"report": measure.measure(stage, slices.parse(asked["topology"]))}
+        ask = {"measure": measure.measure, "outline": measure.outline}[asked["ask"]]
+        found = {"report": ask(stage, slices.parse(asked["topology"]))}
     except UserError as error:
         found = {"error": str(error)}
     disk.write_json(pathlib.Path(answer), found)

@@ -163,6 +163,21 @@ def keys(schema: type, prefix: str = "") -> list[str]:
     return out
 
 
+def choices(schema: type, dotted: str) -> tuple:
+    """The permitted values of a key.
+
+    Raises:
+      UserError: the schema has no such key.
+    """
+    at, field = schema, None
+    for part in dotted.split("."):
+        fields = {f.name: f for f in dataclasses.fields(at)} if dataclasses.is_dataclass(at) else {}
+        if part not in fields:
+            raise UserError(f"config.{dotted}: this stage has no such key")
+        field, at = fields[part], fields[part].type
+    return field.metadata["choices"]
+
+
 def _plain(mapping) -> dict:
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()

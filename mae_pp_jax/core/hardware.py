@@ -18,7 +18,7 @@ class Chip:
 
     Attributes:
       flops: dense bf16 matrix products, FLOP/s.
-      memory: bytes of HBM that a program may use; of TPUs as their compiler states it, a little below the data sheet.
+      memory: bytes of HBM that a program may use; of TPUs what their compiler says when a program is too large.
       bandwidth: of HBM, bytes/s.
       clock: Hz of the matrix units, in which the TPU compiler's cycle estimates count; None for other chips.
     """
@@ -32,11 +32,11 @@ class Chip:
 # Device kind → chip. Clocks of TPUs follow from their peaks: v4 and v5p have 8, v5e 4 matrix units of 128 × 128, v6e
 # and each half of a tpu7x 4 units of 256 × 256, 2 FLOPs a multiply-add.
 CHIPS = {
-    "TPU v4": Chip(275e12, 32 * GIB, 1.2e12, 1.05e9),
-    "TPU v5 lite": Chip(197e12, 16 * GIB, 0.82e12, 1.5e9),
-    "TPU v5": Chip(459e12, 95 * GIB, 2.765e12, 1.75e9),
-    "TPU v6 lite": Chip(918e12, 32 * GIB, 1.64e12, 1.75e9),
-    "TPU7x": Chip(1153e12, 96 * GIB, 3.69e12, 2.2e9),
+    "TPU v4": Chip(275e12, 30.75 * GIB, 1.2e12, 1.05e9),
+    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 0.82e12, 1.5e9),
+    "TPU v5": Chip(459e12, 95.74 * GIB, 2.765e12, 1.75e9),
+    "TPU v6 lite": Chip(918e12, 31.25 * GIB, 1.64e12, 1.75e9),
+    "TPU7x": Chip(1153e12, 94.75 * GIB, 3.69e12, 2.2e9),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1.555e12),
     "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2.039e12),
     "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3.35e12),

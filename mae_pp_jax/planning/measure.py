@@ -16,7 +16,11 @@ from mae_pp_jax.planning import cost, hlo, kernels, slices
 
 log = logging.getLogger(__name__)
 
-_NEEDS = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# The TPU compiler's two ways to say so; "temporaries" holds arguments and results too.
+_NEEDS = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"
+    r"|temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 KERNEL_CALL = 'custom_call_target="tpu_custom_call"'
 LARGEST = 15  # operations and places that a report lists
@@ -49,6 +53,19 @@ def measure(stage: Stage, chosen: slices.Slice) -> dict:
     # Linux counts the peak of resident memory in KiB.
     report["compiler_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return report
+
+
+def outline(stage: Stage, chosen: slices.Slice) -> dict:
+    """Bytes of the whole model, without compiling: `params_bytes`, `state_bytes` (with optimizer and average)."""
+    with hardware.compiling_for(chosen.platform):
+        one = partition.MeshConfig(data=1, fsdp=1, tensor=1)
+        program = loop.program(stage, partition.make_mesh(one, devices=slices.devices(chosen)[:1]))
+    state = program.shapes
+    return dict(
+        params_bytes=_local_bytes(state.params),
+        state_bytes=_local_bytes((state.params, state.opt_state, state.ema)),
+        global_batch=stage.config.global_batch,
+    )
 
 
 def _facts(program: loop.Program, chosen: slices.Slice) -> dict:
@@ -113,9 +130,9 @@ def _too_large(error: jax.errors.JaxRuntimeError, report: dict) -> dict:
         raise UserError(
             f"--topology: the compiler gave up on this program for {report['topology']}: {first}"
         ) from error
-    used, capacity = (float(match[i]) * _UNITS[match[i + 1]] for i in (1, 3))
-    parts = {**report["hbm_bytes"], "total": int(used)}
-    return dict(fits=False, hbm_bytes=parts, hbm_capacity_bytes=int(capacity))
+    used, used_unit, capacity, capacity_unit = (group for group in match.groups() if group is not None)
+    total, available = float(used) * _UNITS[used_unit], float(capacity) * _UNITS[capacity_unit]
+    return dict(fits=False, hbm_bytes={**report["hbm_bytes"], "total": int(total)}, hbm_capacity_bytes=int(available))
 
 
 def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) -> dict:

@@ -28,12 +28,15 @@ class Compilation:
 
     config: Mapping
     chosen: slices.Slice
+    ask: str = "measure"  # or "outline": the function of `measure.py` that answers
 
     def __enter__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="plan-")
         folder = pathlib.Path(self._folder.name)
         self._answer, self._said = folder / "answer.json", folder / "stderr"
-        (folder / "request.json").write_text(json.dumps(dict(config=self.config, topology=self.chosen.name)))
+        (folder / "request.json").write_text(
+            json.dumps(dict(ask=self.ask, config=self.config, topology=self.chosen.name))
+        )
         self.began = time.monotonic()
         with self._said.open("wb") as stderr:
             self._process = subprocess.Popen(
@@ -71,10 +74,14 @@ class Compilation:
         raise RunStopped(f"the compiler for {self.chosen.name} {_cause(self._process.returncode, self._said)}")
 
 
-def compile_once(config: Mapping, chosen: slices.Slice) -> dict:
-    """The report of one config on one slice, with the time gone by on a terminal."""
-    bar = f"compiling for {chosen.name} in a process of its own, usually 1 to 3 minutes: {{elapsed}}"
-    with Compilation(config, chosen) as work, tqdm.tqdm(bar_format=bar, disable=not console.on_terminal()) as elapsed:
+def answer(config: Mapping, chosen: slices.Slice, ask: str = "measure") -> dict:
+    """The answer for one config on one slice, with the time gone by on a terminal."""
+    doing = "compiling, usually 1 to 3 minutes" if ask == "measure" else "reading the model's shapes"
+    bar = f"{chosen.name}: {doing}: {{elapsed}}"
+    with (
+        Compilation(config, chosen, ask) as work,
+        tqdm.tqdm(bar_format=bar, disable=not console.on_terminal()) as elapsed,
+    ):
         while not work.done:
             time.sleep(POLL_SECONDS)
             elapsed.refresh()

@@ -1,0 +1,152 @@
+"""Which meshes, microbatches and rematerialisation policies deserve a compilation, and which earlier ones rule out."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from mae_pp_jax.planning import slices
+from mae_pp_jax.planning.report import ADVISED_SHARE
+
+MOST_MESHES = 4
+MOST_MICROBATCHES = 32
+LEAST_IMAGES = 8  # a device and microbatch; below that matrix units starve
+LEAST_SHARD_BYTES = 8 * 2**20  # of parameters a device; smaller shards cost more cycles to gather than they save memory
+STATE_SHARE = 0.5  # of HBM, for parameters, optimizer and gradients
+CLOSE = 1.01  # op cycles within 1% count as equal; then fewer bytes between devices win
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What a search may change of a config."""
+
+    data: int
+    fsdp: int
+    microbatches: int
+    remat: str
+
+    def overrides(self) -> dict[str, int | str]:
+        """Dotted config key → value."""
+        return {
+            "mesh.data": self.data,
+            "mesh.fsdp": self.fsdp,
+            "microbatches": self.microbatches,
+            "model.remat": self.remat,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """All candidates of a search, the most promising first.
+
+    Attributes:
+      candidates: meshes by rising `fsdp`; for each the lightest recomputation first, then the fewest microbatches.
+      policies: recomputation policies, lightest first.
+      images: a device and update.
+      state_bytes: parameters, optimizer and average of the whole model.
+      gradient_bytes: gradients of the whole model.
+      limit: bytes of HBM that a candidate may take.
+    """
+
+    candidates: list[Candidate]
+    policies: list[str]
+    images: int
+    state_bytes: int
+    gradient_bytes: int
+    limit: float
+
+    def next(self, done: Mapping[Candidate, dict], running: Sequence[Candidate] = ()) -> Candidate | None:
+        """The first candidate that is neither done, nor under way, nor ruled out."""
+        return next(iter(self.open(done, running)), None)
+
+    def open(self, done: Mapping[Candidate, dict], running: Sequence[Candidate] = ()) -> list[Candidate]:
+        """Candidates that may still be worth compiling, in order."""
+        out = [c for c in self.candidates if c not in done and c not in running]
+        return [c for c in out if not any(self._rules_out(r, report, c) for r, report in done.items())]
+
+    def fits(self, report: dict) -> bool:
+        return report["fits"] and report["hbm_bytes"]["total"] <= self.limit
+
+    def best(self, done: Mapping[Candidate, dict]) -> Candidate | None:
+        """The candidate that fits with the fewest op cycles; among equals the fewest bytes between devices."""
+        timed = {c: r for c, r in done.items() if self.fits(r) and r["op_cycle_seconds"]}
+        if not timed:
+            return None
+        fastest = min(report["op_cycle_seconds"] for report in timed.values())
+        close = [c for c, report in timed.items() if report["op_cycle_seconds"] <= CLOSE * fastest]
+        return min(close, key=lambda c: sum(row["bytes"] for row in timed[c]["collectives"]))
+
+    def _rules_out(self, tried: Candidate, report: dict, other: Candidate) -> bool:
+        """Whether what is known of `tried` makes `other` pointless."""
+        heavier = self.policies.index(other.remat) >= self.policies.index(tried.remat)
+        if self.fits(report):  # recomputing more, or smaller pieces, on the same mesh only costs
+            same_mesh = (tried.data, tried.fsdp) == (other.data, other.fsdp)
+            return same_mesh and heavier and other.microbatches >= tried.microbatches
+        lighter = self.policies.index(other.remat) <= self.policies.index(tried.remat)
+        if lighter and other.microbatches <= tried.microbatches and other.fsdp <= tried.fsdp:
+            return True  # needs at least as much
+        # Activations shrink at most in proportion to the microbatch: a lower bound of what `other` needs.
+        activations = report["hbm_bytes"]["total"] - (self.state_bytes + self.gradient_bytes) / tried.fsdp
+        least = self.state_bytes / other.fsdp + activations * min(1.0, tried.microbatches / other.microbatches)
+        return lighter and least > self.limit
+
+
+def space(chosen: slices.Slice, outline: Mapping, policies: Sequence[str], tensor: int) -> Space:
+    """The candidates for a config on a slice.
+
+    Args:
+      chosen: the slice.
+      outline: `params_bytes` and `state_bytes` of the whole model, and `global_batch`.
+      policies: the recomputation policies that the config may choose.
+      tensor: devices that share heads and MLPs, as the config says.
+
+    Returns:
+      The space; it has no candidates where no mesh holds the model or the batch does not split.
+    """
+    ordered = sorted(policies, key=lambda name: {"none": 0, "full": 2}.get(name, 1))
+    shared = chosen.devices // tensor
+    limit = ADVISED_SHARE * chosen.chip.memory
+    images = outline["global_batch"] // shared if outline["global_batch"] % shared == 0 else 0
+    counts = [m for m in _powers_of_two(MOST_MICROBATCHES) if images % m == 0]
+    counts = [m for m in counts if m == 1 or images // m >= LEAST_IMAGES] if images else []
+    meshes = fsdp_sizes(chosen, outline, tensor)
+    return Space(
+        [Candidate(shared // fsdp, fsdp, m, remat) for fsdp, remat, m in itertools.product(meshes, ordered, counts)],
+        *(ordered, images, outline["state_bytes"], outline["params_bytes"], limit),
+    )
+
+
+def fsdp_sizes(chosen: slices.Slice, outline: Mapping, tensor: int = 1) -> list[int]:
+    """Numbers of devices to spread parameters over: the smallest that hold the state, and a few larger ones.
+
+    Spreading over all three axes of a torus turns gathers into broadcasts, so it stands last; see TPU notes in README.
+    """
+    shared = chosen.devices // tensor
+    held = outline["state_bytes"] + outline["params_bytes"]  # gradients are as large as parameters
+    sizes = [f for f in _realisable(chosen) if shared % f == 0]
+    holding = [f for f in sizes if held / f <= STATE_SHARE * chosen.chip.memory]
+    if not holding:
+        return sizes[-1:]
+    whole_torus = sum(side > 1 for side in chosen.shape) == 3
+    sane = [
+        f
+        for f in holding
+        if f == holding[0]
+        or (outline["params_bytes"] / f >= LEAST_SHARD_BYTES and not (whole_torus and f == chosen.devices))
+    ]
+    return sane[:MOST_MESHES]
+
+
+def _realisable(chosen: slices.Slice) -> list[int]:
+    """Sizes of a mesh axis that neighbouring chips can form, ascending."""
+    chips = math.prod(chosen.shape)
+    if chosen.family == "v5e":  # its axes may be cut anywhere
+        return _powers_of_two(chips)
+    subsets = itertools.chain.from_iterable(
+        itertools.combinations(chosen.shape, length) for length in range(len(chosen.shape) + 1)
+    )
+    return sorted({math.prod(sides) for sides in subsets})
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [2**i for i in range(most.bit_length()) if 2**i <= most]
