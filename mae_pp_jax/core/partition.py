@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mae_pp_jax.core.config import key
@@ -55,10 +56,10 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices.
+    """The mesh (data, fsdp, tensor) over all devices. Slices joined by a network lie along `data`.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or neighbouring chips cannot form them.
     """
     devices = list(devices if devices is not None else jax.devices())
     shape = [config.data, config.fsdp, config.tensor]
@@ -71,7 +72,21 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
             f"device(s); set the sizes to multiply to {len(devices)}, one of them may be -1"
         )
     auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=auto, devices=devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    try:
+        if slices == 1:
+            return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=auto, devices=devices)
+        if shape[0] % slices:
+            raise UserError(
+                f"config.mesh.data: {shape[0]} does not divide over {slices} slices; use a multiple of them"
+            )
+        inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), MESH_AXES, axis_types=auto)
+    except NotImplementedError as error:  # a torus cannot be cut in every way
+        raise UserError(
+            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape))} cannot be laid on these chips; use sizes "
+            "that are products of whole sides of the slice"
+        ) from error
 
 
 def check_batch(global_batch: int, mesh: Mesh, microbatches: int = 1) -> None:

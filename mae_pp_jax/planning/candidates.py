@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 from mae_pp_jax.planning import slices
@@ -96,7 +95,7 @@ def space(chosen: slices.Slice, outline: Mapping, policies: Sequence[str], tenso
 
     Args:
       chosen: the slice.
-      outline: `params_bytes` and `state_bytes` of the whole model, and `global_batch`.
+      outline: what `measure.outline` says of the config on the slice.
       policies: the recomputation policies that the config may choose.
       tensor: devices that share heads and MLPs, as the config says.
 
@@ -109,24 +108,22 @@ def space(chosen: slices.Slice, outline: Mapping, policies: Sequence[str], tenso
     images = outline["global_batch"] // shared if outline["global_batch"] % shared == 0 else 0
     counts = [m for m in _powers_of_two(MOST_MICROBATCHES) if images % m == 0]
     counts = [m for m in counts if m == 1 or images // m >= LEAST_IMAGES] if images else []
-    meshes = fsdp_sizes(chosen, outline, tensor)
+    meshes = fsdp_sizes(chosen, outline)
     return Space(
         [Candidate(shared // fsdp, fsdp, m, remat) for fsdp, remat, m in itertools.product(meshes, ordered, counts)],
         *(ordered, images, outline["state_bytes"], outline["params_bytes"], limit),
     )
 
 
-def fsdp_sizes(chosen: slices.Slice, outline: Mapping, tensor: int = 1) -> list[int]:
+def fsdp_sizes(chosen: slices.Slice, outline: Mapping) -> list[int]:
     """Numbers of devices to spread parameters over: the smallest that hold the state, and a few larger ones.
 
-    Spreading over all three axes of a torus turns gathers into broadcasts, so it stands last; see TPU notes in README.
+    Not all three axes of a torus, unless the state needs them: gathers over those were compiled to broadcasts and sums.
     """
-    shared = chosen.devices // tensor
     held = outline["state_bytes"] + outline["params_bytes"]  # gradients are as large as parameters
-    sizes = [f for f in _realisable(chosen) if shared % f == 0]
-    holding = [f for f in sizes if held / f <= STATE_SHARE * chosen.chip.memory]
+    holding = [f for f in outline["fsdp_sizes"] if held / f <= STATE_SHARE * chosen.chip.memory]
     if not holding:
-        return sizes[-1:]
+        return outline["fsdp_sizes"][-1:]
     whole_torus = sum(side > 1 for side in chosen.shape) == 3
     sane = [
         f
@@ -135,17 +132,6 @@ def fsdp_sizes(chosen: slices.Slice, outline: Mapping, tensor: int = 1) -> list[
         or (outline["params_bytes"] / f >= LEAST_SHARD_BYTES and not (whole_torus and f == chosen.devices))
     ]
     return sane[:MOST_MESHES]
-
-
-def _realisable(chosen: slices.Slice) -> list[int]:
-    """Sizes of a mesh axis that neighbouring chips can form, ascending."""
-    chips = math.prod(chosen.shape)
-    if chosen.family == "v5e":  # its axes may be cut anywhere
-        return _powers_of_two(chips)
-    subsets = itertools.chain.from_iterable(
-        itertools.combinations(chosen.shape, length) for length in range(len(chosen.shape) + 1)
-    )
-    return sorted({math.prod(sides) for sides in subsets})
 
 
 def _powers_of_two(most: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Compiles the train step of a stage for a slice and writes down what it needs: the dict that `plan --json` gives."""
 
 import collections
+import contextlib
 import logging
 import math
 import re
@@ -56,15 +57,26 @@ def measure(stage: Stage, chosen: slices.Slice) -> dict:
 
 
 def outline(stage: Stage, chosen: slices.Slice) -> dict:
-    """Bytes of the whole model, without compiling: `params_bytes`, `state_bytes` (with optimizer and average)."""
+    """What a search wants to know before it compiles anything.
+
+    Returns:
+      `params_bytes` and `state_bytes` (with optimizer and average) of the whole model, `global_batch`, and `fsdp_sizes`:
+      the sizes of the mesh axis `fsdp` that can be laid on the slice, ascending.
+    """
+    devices, tensor = slices.devices(chosen), max(1, stage.config.mesh.tensor)
     with hardware.compiling_for(chosen.platform):
         one = partition.MeshConfig(data=1, fsdp=1, tensor=1)
-        program = loop.program(stage, partition.make_mesh(one, devices=slices.devices(chosen)[:1]))
-    state = program.shapes
+        state = loop.program(stage, partition.make_mesh(one, devices=devices[:1])).shapes
+    sizes = []
+    for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) % (n * tensor) == 0):
+        with contextlib.suppress(UserError):
+            partition.make_mesh(partition.MeshConfig(fsdp=fsdp, tensor=tensor), devices=devices)
+            sizes.append(fsdp)
     return dict(
         params_bytes=_local_bytes(state.params),
         state_bytes=_local_bytes((state.params, state.opt_state, state.ema)),
         global_batch=stage.config.global_batch,
+        fsdp_sizes=sizes,
     )
 
 

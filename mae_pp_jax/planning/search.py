@@ -110,7 +110,7 @@ def overrides_text(candidate: Candidate) -> str:
 
 def check(chosen: slices.Slice, space: candidates.Space, global_batch: int) -> None:
     """Raises `UserError` where there is nothing to search."""
-    if not space.images:
+    if not space.candidates:
         raise UserError(
             f"config.global_batch: {global_batch} does not divide over the devices of {chosen.name}; "
             f"use a multiple of {chosen.devices}"
