@@ -84,8 +84,8 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), MESH_AXES, axis_types=auto)
     except NotImplementedError as error:  # a torus cannot be cut in every way
         raise UserError(
-            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape))} cannot be laid on these chips; use sizes "
-            "that are products of whole sides of the slice"
+            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape))} cannot be laid on these chips; use "
+            "sizes that are products of whole sides of the slice"
         ) from error
 
 

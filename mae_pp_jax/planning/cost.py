@@ -220,16 +220,29 @@ def kernel_name(instruction: hlo.Instruction) -> str:
 
 def where(module: hlo.Module, instruction: hlo.Instruction) -> str:
     """Which of our functions an operation was traced in, such as `Encoder/Block/Attention backward`."""
+    if not instruction.op_name:
+        instruction = _named_inside(module, instruction)
     stack = [
         function.removesuffix(".__call__").replace(".<locals>", "")
         for file, function in module.stack(instruction)
         if MODEL_CODE in file and not any(beside in file for beside in BESIDE_MODEL)
     ]
     path = instruction.op_name
+    # A method says its class, an inner function the outer one.
+    stack = [
+        f for f, inner in zip(stack, [*stack[1:], ""], strict=True) if f != inner and not inner.startswith(f + ".")
+    ]
     place = "/".join(stack[-3:]) or path.rsplit("/", 1)[-1] or instruction.opcode
     if "rematted_computation" in path:
         return place + " recomputed"
     return place + (" backward" if "transpose(" in path else "")
+
+
+def _named_inside(module: hlo.Module, instruction: hlo.Instruction) -> hlo.Instruction:
+    """Of an operation without a path, one fused into it that has one: its matrix product, if there is one."""
+    inner = [i for name in _called(instruction) for i in module.computations[name].instructions.values() if i.op_name]
+    products = [i for i in inner if i.opcode in ("dot", "convolution")]
+    return (products or inner[::-1] or [instruction])[0]
 
 
 def _called(instruction: hlo.Instruction) -> Iterator[str]:

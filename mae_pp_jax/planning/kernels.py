@@ -3,23 +3,17 @@
 import math
 from collections.abc import Mapping
 
-import jax
 from jax.extend import core as jax_core
 
-from mae_pp_jax.core import loop
 
+def flops(traced: jax_core.ClosedJaxpr) -> dict[str, float]:
+    """FLOPs of the matrix products in one call of each Pallas kernel of a program, by the kernel's name.
 
-def flops(program: loop.Program) -> dict[str, float]:
-    """FLOPs of the matrix products in one call of each Pallas kernel of a train step, by the kernel's name.
-
-    Every branch of a kernel counts, on every cell of its grid, so this is an upper bound. Kernels of one name count as
-    the largest of them.
+    Every branch of a kernel counts, on every cell of its grid, so this is an upper bound; a loop whose length is not
+    known when it is traced counts once. Kernels of one name count as the largest of them.
     """
-    batch = program.stage.batch_spec()
-    with jax.set_mesh(program.mesh):
-        traced = jax.jit(program.step).trace(program.shapes, batch)
     found: dict[str, float] = {}
-    _find(traced.jaxpr.jaxpr, found)
+    _find(traced.jaxpr, found)
     return found
 
 

@@ -60,8 +60,8 @@ def outline(stage: Stage, chosen: slices.Slice) -> dict:
     """What a search wants to know before it compiles anything.
 
     Returns:
-      `params_bytes` and `state_bytes` (with optimizer and average) of the whole model, `global_batch`, and `fsdp_sizes`:
-      the sizes of the mesh axis `fsdp` that can be laid on the slice, ascending.
+      `params_bytes` and `state_bytes` (with optimizer and average) of the whole model, `global_batch`, and
+      `fsdp_sizes`: the sizes of the mesh axis `fsdp` that can be laid on the slice, ascending.
     """
     devices, tensor = slices.devices(chosen), max(1, stage.config.mesh.tensor)
     with hardware.compiling_for(chosen.platform):
@@ -155,7 +155,7 @@ def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) 
         reason = str(error).strip().splitlines()[0]
         return dict(notes=[f"the compiler cannot show this program as text, so its cycles are unknown: {reason}"])
     chip = chosen.chip
-    found = cost.measure(hlo.parse(text), chip, kernels.flops(program) if KERNEL_CALL in text else {})
+    found = cost.measure(hlo.parse(text), chip, _kernel_flops(program) if KERNEL_CALL in text else {})
     kinds: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     for transfer in found.collectives:
         kinds[transfer.kind][0] += transfer.bytes
@@ -177,6 +177,12 @@ def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) 
         largest_operations=[_row(o) for o in sorted(found.operations, key=lambda o: -o.seconds)[:LARGEST]],
         without_estimate=_without_estimate(found),
     )
+
+
+def _kernel_flops(program: loop.Program) -> dict[str, float]:
+    """FLOPs of one call of each Pallas kernel of the step, by name."""
+    with jax.set_mesh(program.mesh):
+        return kernels.flops(jax.make_jaxpr(program.step)(program.shapes, program.stage.batch_spec()))
 
 
 def _row(operation: cost.Operation) -> dict:

@@ -1,6 +1,7 @@
 """Slices by name: `v5p:4x4x8`, `2*v5e:16x16` for two of them, `cpu:8`; and their devices on a machine without any."""
 
 import dataclasses
+import importlib.util
 import math
 import re
 
@@ -92,6 +93,11 @@ def environment(chosen: Slice, current: dict[str, str]) -> dict[str, str]:
     return out
 
 
+def libtpu_installed() -> bool:
+    """Whether programs can be compiled for TPUs here."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
 def devices(chosen: Slice) -> list[jax.Device]:
     """The devices of a slice; of TPUs they can be compiled for and nothing else.
 
@@ -100,6 +106,10 @@ def devices(chosen: Slice) -> list[jax.Device]:
     """
     if chosen.platform == "cpu":
         return jax.devices("cpu")[: chosen.devices]
+    if not libtpu_installed():
+        raise UserError(
+            "--topology: the compiler for TPUs (libtpu) is not installed; pip install -e '.[tpu]' -c constraints.txt"
+        )
     options = {**_MEGACORE.get(chosen.family, {}), **(_SINGLE_CHIP if math.prod(chosen.shape) == 1 else {})}
     if chosen.count > 1:
         options["num_slices"] = chosen.count
@@ -109,10 +119,6 @@ def devices(chosen: Slice) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition(": ")[2] or str(error)
         raise UserError(f"--topology: {chosen.name} is no slice that the compiler knows: {reason}") from error
-    except RuntimeError as error:
-        raise UserError(
-            "--topology: the compiler for TPUs (libtpu) is not installed; pip install -e '.[tpu]' -c constraints.txt"
-        ) from error
     if len(found) != chosen.devices:
         raise UserError(f"--topology: {chosen.name} has {len(found)} devices here, not {chosen.devices}")
     return list(found)

@@ -58,7 +58,8 @@ def main() -> None:
     )
     with jax.set_mesh(mesh):
         text = jax.jit(program).lower(weights, x).compile().as_text()
-    print(re.sub(r"backend_config=\{.*\}(?=$|, )", _shorten, text, flags=re.M))
+    text = re.sub(r"backend_config=\{.*\}(?=$|, )", _shorten, text, flags=re.M)
+    print(re.sub(r'"/[^"]*/((?:tests|site-packages)/[^"]*)"', r'"\1"', text))
 
 
 def _shorten(match: re.Match) -> str:
