@@ -229,9 +229,8 @@ def where(module: hlo.Module, instruction: hlo.Instruction) -> str:
     ]
     path = instruction.op_name
     # A method says its class, an inner function the outer one.
-    stack = [
-        f for f, inner in zip(stack, [*stack[1:], ""], strict=True) if f != inner and not inner.startswith(f + ".")
-    ]
+    inner = [*stack[1:], ""]
+    stack = [f for i, f in enumerate(stack) if f != inner[i] and not inner[i].startswith(f + ".")]
     place = "/".join(stack[-3:]) or path.rsplit("/", 1)[-1] or instruction.opcode
     if "rematted_computation" in path:
         return place + " recomputed"
