@@ -121,7 +121,7 @@ def test_operations_are_placed_in_the_functions_of_the_model(module):
     )
     assert cost.where(module, product) == "dot_general"
     ours = hlo.parse(TEXT.replace('"tests/planning/make_sample.py"', '"/anywhere/mae_pp_jax/models/blocks.py"'))
-    assert cost.where(ours, product) == "program.layer.<lambda>"
+    assert cost.where(ours, product) == "<module>/main/program.layer.<lambda>"
 
 
 def test_a_loop_that_cannot_be_read_is_named():
