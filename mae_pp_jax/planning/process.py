@@ -80,7 +80,7 @@ def answer(config: Mapping, chosen: slices.Slice, ask: str = "measure") -> dict:
     bar = f"{chosen.name}: {doing}: {{elapsed}}"
     with (
         Compilation(config, chosen, ask) as work,
-        tqdm.tqdm(bar_format=bar, disable=not console.on_terminal()) as elapsed,
+        tqdm.tqdm(bar_format=bar, disable=not console.on_terminal(), leave=False) as elapsed,
     ):
         while not work.done:
             time.sleep(POLL_SECONDS)

@@ -51,12 +51,7 @@ class ImageStage(Stage):
     @functools.cached_property
     def train_source(self):
         source = open_source(self.config.data, self.config.data.train_split)
-        facts = dict(
-            records=len(source),
-            classes=len(source.class_names),
-            hashtags=len(source.hashtag_names),
-        )
-        for name, found in facts.items():
+        for name, found in _facts(source).items():
             stated = getattr(self.config.declared, name)
             if stated and stated != found:
                 raise UserError(
@@ -70,12 +65,21 @@ class ImageStage(Stage):
 
     @property
     def records(self) -> int:
-        return self.config.declared.records or len(self.train_source)
+        return self.fact("records")
+
+    def fact(self, name: str) -> int:
+        """A key of `config.declared`: what it states, or else what the training data has."""
+        if stated := getattr(self.config.declared, name):
+            return stated
+        try:
+            return _facts(self.train_source)[name]
+        except UserError as error:
+            raise UserError(f"{error} (`plan` needs no data where config.declared.{name} is set)") from error
 
     @property
     def classes(self) -> int:
         """Number of classes; a `UserError` where the data has no labels."""
-        classes = self.config.declared.classes or len(self.train_source.class_names)
+        classes = self.fact("classes")
         if not classes:
             raise UserError(
                 f"config.data.name: {self.config.data.name} has no class labels; stage '{self.config.stage}' needs them"
@@ -170,3 +174,8 @@ class ImageStage(Stage):
     def fixed_positions(self) -> Rules:
         """Sin-cos positions are a table, not weights."""
         return ((r".*pos_embed", FROZEN),) if self.config.model.positions == "sincos" else ()
+
+
+def _facts(source) -> dict[str, int]:
+    """What a data source has, under the names of `config.declared`."""
+    return dict(records=len(source), classes=len(source.class_names), hashtags=len(source.hashtag_names))

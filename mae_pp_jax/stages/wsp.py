@@ -44,7 +44,7 @@ class WspStage(ImageStage):
     @property
     def vocabulary(self) -> int:
         """Number of hashtags."""
-        vocabulary = self.config.declared.hashtags or len(self.train_source.hashtag_names)
+        vocabulary = self.fact("hashtags")
         if not vocabulary and self.train_source.has_tags:
             raise UserError(
                 f"config.data.vocabulary: the hashtags of {self.config.data.name} are text; make a vocabulary with "
