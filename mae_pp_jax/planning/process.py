@@ -56,6 +56,10 @@ class Compilation:
         self._folder.cleanup()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def done(self) -> bool:
         return self._process.poll() is not None
 

@@ -117,6 +117,18 @@ def test_too_large_a_model_is_a_result(tmp_path, capsys):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_a_search_ends_with_overrides_and_goes_on_where_it_was(tmp_path, capsys):
+    command = plan("wsp", "v5e:2x2", "--search", f"--search-file={tmp_path / 'search.jsonl'}")
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert first.splitlines()[-1].startswith("--config.mesh.data=4 --config.mesh.fsdp=1 --config.microbatches=1 ")
+    tried = (tmp_path / "search.jsonl").read_text()
+    assert main(command) == 0
+    assert capsys.readouterr().out == first and (tmp_path / "search.jsonl").read_text() == tried
+
+
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:3x3", "v5p:5x5"])
 def test_a_slice_that_does_not_exist(topology, capsys):
     assert main(plan("mae", topology)) == 2
