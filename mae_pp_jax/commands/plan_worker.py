@@ -6,13 +6,13 @@ import sys
 import threading
 
 from mae_pp_jax.core import console, disk
-from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import measure, slices
 from mae_pp_jax.stages import registry
 
 
 def main(request: str, answer: str) -> None:
-    """Measures what the file `request` names and writes the report, or the user's error, into the file `answer`."""
+    """Measures what the file `request` names and writes the report, or why there is none, into the file `answer`."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     console.quiet_libraries()
     asked = disk.read_json(pathlib.Path(request))
@@ -20,8 +20,8 @@ def main(request: str, answer: str) -> None:
         stage = registry.create(registry.resolve(asked["config"]))
         ask = {"measure": measure.measure, "outline": measure.outline}[asked["ask"]]
         found = {"report": ask(stage, slices.parse(asked["topology"]))}
-    except UserError as error:
-        found = {"error": str(error)}
+    except (UserError, RunStopped) as error:
+        found = {"error": str(error), "exit_code": error.exit_code}
     disk.write_json(pathlib.Path(answer), found)
 
 

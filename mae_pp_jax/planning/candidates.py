@@ -64,7 +64,7 @@ class Space:
         return [c for c in out if not any(self._rules_out(r, report, c) for r, report in done.items())]
 
     def fits(self, report: dict) -> bool:
-        return report["fits"] and report["hbm_bytes"]["total"] <= self.limit
+        return bool(report["fits"]) and report["hbm_bytes"]["total"] <= self.limit
 
     def best(self, done: Mapping[Candidate, dict]) -> Candidate | None:
         """The candidate that fits with the fewest op cycles; among equals the fewest bytes between devices."""
@@ -77,6 +77,8 @@ class Space:
 
     def _rules_out(self, tried: Candidate, report: dict, other: Candidate) -> bool:
         """Whether what is known of `tried` makes `other` pointless."""
+        if report["fits"] is None:  # the compiler died
+            return False
         heavier = self.policies.index(other.remat) >= self.policies.index(tried.remat)
         if self.fits(report):  # recomputing more, or smaller pieces, on the same mesh only costs
             same_mesh = (tried.data, tried.fsdp) == (other.data, other.fsdp)

@@ -11,7 +11,7 @@ import time
 import jax
 
 from mae_pp_jax.core import hardware, loop, partition
-from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.planning import cost, hlo, kernels, slices
 
@@ -38,6 +38,7 @@ def measure(stage: Stage, chosen: slices.Slice) -> dict:
 
     Raises:
       UserError: the slice is unknown, the mesh does not cover it, the batch does not split.
+      RunStopped: the compiler cannot compile the step, for another reason than memory.
     """
     with hardware.compiling_for(chosen.platform):
         mesh = partition.make_mesh(stage.config.mesh, devices=slices.devices(chosen))
@@ -139,9 +140,7 @@ def _too_large(error: jax.errors.JaxRuntimeError, report: dict) -> dict:
     match = _NEEDS.search(str(error))
     if not match:
         first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--topology: the compiler gave up on this program for {report['topology']}: {first}"
-        ) from error
+        raise RunStopped(f"the compiler for {report['topology']} gave up on this program: {first}") from error
     used, used_unit, capacity, capacity_unit = (group for group in match.groups() if group is not None)
     total, available = float(used) * _UNITS[used_unit], float(capacity) * _UNITS[capacity_unit]
     return dict(fits=False, hbm_bytes={**report["hbm_bytes"], "total": int(total)}, hbm_capacity_bytes=int(available))

@@ -68,13 +68,14 @@ class Compilation:
 
         Raises:
           UserError: what the config or the slice did wrong.
-          RunStopped: the compiler died.
+          RunStopped: the compiler died or gave up.
         """
         answer = json.loads(self._answer.read_text()) if self._answer.is_file() else {}
         if "report" in answer:
             return answer["report"]
         if "error" in answer:
-            raise UserError(answer["error"])
+            kinds = {error.exit_code: error for error in (UserError, RunStopped)}
+            raise kinds[answer["exit_code"]](answer["error"])
         raise RunStopped(f"the compiler for {self.chosen.name} {_cause(self._process.returncode, self._said)}")
 
 

@@ -4,11 +4,10 @@ GIB = 2**30
 SHOWN = 8
 ADVISED_SHARE = 0.9  # of HBM; the rest is for what a run holds beside its step
 
-LEFT_OUT = (
-    "Left out: the time of transfers between chips (collectives above), of the input pipeline and of the host, and "
-    "what the chip overlaps; the cycles are what the compiler estimates. Utilisation is a bound: a chip will not do "
-    "better than its operations allow, and may do worse."
-)
+LEFT_OUT = """\
+Left out: the time of transfers between chips (collectives above), of the input pipeline and of the host, and what the
+chip overlaps; the cycles are what the compiler estimates. Utilisation is a bound: a chip will not do better than its
+operations allow, and may do worse."""
 
 
 def lines(report: dict) -> list[str]:
@@ -24,7 +23,7 @@ def lines(report: dict) -> list[str]:
         f"{report['compiler_peak_bytes'] / GIB:.1f} GiB",
     ]
     out += [f"note: {note}" for note in report["notes"]]
-    return [*out, "", LEFT_OUT]
+    return [*out, "", *LEFT_OUT.splitlines()]
 
 
 def gib(count: float) -> str:

@@ -13,7 +13,7 @@ import tqdm
 
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import console, disk
-from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import candidates, process, slices
 from mae_pp_jax.planning.candidates import Candidate
 from mae_pp_jax.planning.report import gib
@@ -83,8 +83,11 @@ def search(config: Mapping, chosen: slices.Slice, space: candidates.Space, journ
                 work = process.Compilation(config_lib.merge(config, candidate.overrides()), chosen)
                 running[candidate] = cleanup.enter_context(work)
             for candidate in [c for c, work in running.items() if work.done]:
-                done[candidate] = running.pop(candidate).report()
-                journal.add(candidate, done[candidate])
+                try:
+                    done[candidate] = running.pop(candidate).report()
+                    journal.add(candidate, done[candidate])
+                except RunStopped as stop:  # tells nothing about others, and is tried again by the next search
+                    done[candidate] = dict(fits=None, failed=str(stop), compile_seconds=0.0)
                 progress.finished(candidate, done)
             progress.show(done, running)
             time.sleep(process.POLL_SECONDS)
@@ -118,14 +121,14 @@ def check(chosen: slices.Slice, space: candidates.Space, global_batch: int) -> N
 
 
 def _row(candidate: Candidate, report: dict, space: candidates.Space) -> str:
+    tried = f"{candidate.data:>4} × {candidate.fsdp:<4}  {candidate.microbatches:>12}  {candidate.remat:<8}  "
+    if "failed" in report:
+        return tried + report["failed"]
     total, capacity = report["hbm_bytes"]["total"], report["hbm_capacity_bytes"]
     fits = "fits" if space.fits(report) else "above 90%" if report["fits"] else "does not fit"
     seconds = report["op_cycle_seconds"]
     speed = f"{seconds:8.4f} s  {report['utilization_bound']:10.1%}" if seconds else "       –            –"
-    return (
-        f"{candidate.data:>4} × {candidate.fsdp:<4}  {candidate.microbatches:>12}  {candidate.remat:<8}  "
-        f"{gib(total):>10} {total / capacity:4.0%} {fits:<12} {speed}"
-    )
+    return f"{tried}{gib(total):>10} {total / capacity:4.0%} {fits:<12} {speed}"
 
 
 def _versions() -> list[str]:

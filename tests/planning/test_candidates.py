@@ -120,6 +120,12 @@ def test_the_journals_question_ignores_what_is_searched(tmp_path):
     assert one in search.Journal(file, changed, chosen).read()
 
 
+def test_a_compiler_that_died_rules_nothing_out():
+    space = candidates.space(slices.parse("v5e:8x8"), outline(3e8, 4096, [8]), POLICIES, tensor=1)
+    died = {space.candidates[0]: dict(fits=None, failed="the compiler was killed")}
+    assert len(space.open(died)) == len(space.candidates) - 1 and space.best(died) is None
+
+
 def test_overrides_are_ready_to_paste():
     text = search.overrides_text(Candidate(4, 32, 2, "dots"))
     assert text == ("--config.mesh.data=4 --config.mesh.fsdp=32 --config.microbatches=2 --config.model.remat=dots")
