@@ -29,6 +29,7 @@ FREE = {
     *("async-done", "async-update", "send", "send-done", "recv", "recv-done"),
 }
 FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding"}
+KERNEL = "tpu_custom_call"  # target of a Pallas kernel
 WITHOUT_ESTIMATE_FACTOR = 2.0
 MODEL_CODE = "/mae_pp_jax/"
 BESIDE_MODEL = ("/mae_pp_jax/core/functional.py", "/mae_pp_jax/core/loop.py", "/mae_pp_jax/planning/")
@@ -127,6 +128,7 @@ class _Walk:
                 transfers = self._transfers_inside(instruction, times, chains)
                 if instruction.cycles is not None or not transfers:
                     self._charge(computation, instruction, times)
+                self._kernels_inside(instruction, times)
 
     def _loop(self, computation, loop, times) -> None:
         trips = self._module.trips(computation, loop)
@@ -164,6 +166,14 @@ class _Walk:
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
                 self._transfer(inner, hidden, kind, times)
         return found
+
+    def _kernels_inside(self, instruction, times) -> None:
+        """Custom kernels that something else was fused into: charged beside the estimate, which may leave them out."""
+        for name in _called(instruction) if instruction.opcode == "fusion" else ():
+            inner = self._module.computations[name]
+            for hidden in inner.instructions.values():
+                if hidden.custom_call == KERNEL:
+                    self._charge(inner, hidden, times)
 
     def _transfer(self, computation, instruction, kind, times) -> None:
         operands = sum(map(hlo.size, computation.operand_types(instruction)))

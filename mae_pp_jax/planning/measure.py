@@ -23,7 +23,6 @@ _NEEDS = re.compile(
     r"|temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-KERNEL_CALL = 'custom_call_target="tpu_custom_call"'
 LARGEST = 15  # operations and places that a report lists
 
 
@@ -154,7 +153,7 @@ def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) 
         reason = str(error).strip().splitlines()[0]
         return dict(notes=[f"the compiler cannot show this program as text, so its cycles are unknown: {reason}"])
     chip = chosen.chip
-    found = cost.measure(hlo.parse(text), chip, _kernel_flops(program) if KERNEL_CALL in text else {})
+    found = cost.measure(hlo.parse(text), chip, _kernel_flops(program) if f'"{cost.KERNEL}"' in text else {})
     kinds: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     for transfer in found.collectives:
         kinds[transfer.kind][0] += transfer.bytes

@@ -77,6 +77,23 @@ def test_a_kernel_that_states_too_little_is_charged_what_its_source_does(module)
     assert kernel.seconds == pytest.approx(2 * 1e9 / V5E.flops)
 
 
+def test_a_kernel_inside_a_fusion_with_an_estimate_is_charged_too():
+    text = """HloModule m
+
+%f (p: bf16[128,256]) -> bf16[128,256] {
+  %p = bf16[128,256]{1,0} parameter(0)
+  ROOT %k = bf16[128,256]{1,0} custom-call(%p), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (x: bf16[128,256]) -> bf16[128,256] {
+  %x = bf16[128,256]{1,0} parameter(0)
+  ROOT %c = bf16[128,256]{1,0} fusion(%x), kind=kCustom, calls=%f, backend_config={"estimated_cycles":"10"}
+}
+"""
+    found = cost.measure(hlo.parse(text), V5E)
+    assert found.seconds == pytest.approx(10 / V5E.clock + 2 * (2 * 128 * 256 * 2) / V5E.bandwidth)
+
+
 def test_a_sort_is_charged_and_listed(measured):
     sort = named(measured, "sort")
     assert not sort.estimated
