@@ -81,7 +81,7 @@ class Compilation:
 
 def answer(config: Mapping, chosen: slices.Slice, ask: str = "measure") -> dict:
     """The answer for one config on one slice, with the time gone by on a terminal."""
-    doing = "compiling, usually 1 to 3 minutes" if ask == "measure" else "reading the model's shapes"
+    doing = "compiling, usually 1 to 4 minutes" if ask == "measure" else "reading the model's shapes"
     bar = f"{chosen.name}: {doing}: {{elapsed}}"
     with (
         Compilation(config, chosen, ask) as work,
