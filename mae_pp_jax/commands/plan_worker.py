@@ -5,7 +5,7 @@ import pathlib
 import sys
 import threading
 
-from mae_pp_jax.core import console, disk
+from mae_pp_jax.core import console, disk, hardware
 from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import measure, slices
 from mae_pp_jax.stages import registry
@@ -17,9 +17,11 @@ def main(request: str, answer: str) -> None:
     console.quiet_libraries()
     asked = disk.read_json(pathlib.Path(request))
     try:
-        stage = registry.create(registry.resolve(asked["config"]))
+        chosen = slices.parse(asked["topology"])
+        with hardware.compiling_for(chosen.platform):  # a model takes its compute dtype from it when it is made
+            stage = registry.create(registry.resolve(asked["config"]))
         ask = {"measure": measure.measure, "outline": measure.outline}[asked["ask"]]
-        found = {"report": ask(stage, slices.parse(asked["topology"]))}
+        found = {"report": ask(stage, chosen)}
     except (UserError, RunStopped) as error:
         found = {"error": str(error), "exit_code": error.exit_code}
     disk.write_json(pathlib.Path(answer), found)
