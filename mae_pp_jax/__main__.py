@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from mae_pp_jax.core import console
-from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
+from mae_pp_jax.core.errors import Preempted, ProcessLost, RunStopped, UserError, line
 
 DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) → transfer, for Vision Transformers in JAX.
 
@@ -13,7 +13,7 @@ Start with `make demo`, or train one stage:
 Every verb explains itself: python -m mae_pp_jax VERB --help"""
 
 EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what and the mend); 3 the run stopped itself;
-75 preempted after saving, the same command resumes."""
+75 preempted after saving, or a process of a run of many is gone: the same command resumes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,9 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         args, rest = parser().parse_known_args(argv)
         args.run(args, rest) if getattr(args, "takes_overrides", False) else args.run(_no_rest(args, rest))
         return 0
-    except (UserError, RunStopped, Preempted) as stop:
-        line = " ".join(str(stop).split())
-        print(f"{'error' if stop.exit_code == 2 else 'stopped'}: {line}", file=sys.stderr)
+    except (UserError, RunStopped, Preempted, ProcessLost) as stop:
+        print(line(stop), file=sys.stderr)
         return stop.exit_code
 
 

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, disk, hardware, partition
+from mae_pp_jax.core import checkpoint, disk, hardware, hosts, partition
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
@@ -28,11 +28,15 @@ def add_parser(verbs) -> None:
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--evaluators", metavar="a,b", help="names of evaluators; all of the stage when not given")
+    hosts.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args) -> None:
-    print(json.dumps(evaluate(args.workdir, args.evaluators.split(",") if args.evaluators else None), indent=1))
+    with hosts.together(args):
+        found = evaluate(args.workdir, args.evaluators.split(",") if args.evaluators else None)
+        if hosts.first():
+            print(json.dumps(found, indent=1))
 
 
 def evaluate(workdir: str, names: list[str] | None = None) -> dict:
@@ -47,13 +51,14 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict:
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
     config = registry.resolve(disk.read_json(folder / "config.json"))
     stage = registry.create(config)
+    mesh = partition.make_mesh(config.mesh)
+    stage.reader = partition.reader(mesh)
     evaluators = stage.evaluators()
     known = [e.name for e in evaluators]
     for name in names or ():
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
     step = checkpoint.find(folder, field="--workdir")
-    mesh = partition.make_mesh(config.mesh)
     items = checkpoint.shapes(folder, step)
     item = "ema" if "ema" in items else "params"
     shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
@@ -69,6 +74,6 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict:
         if names is None or evaluator.name in names:
             values = evaluator.run(params, mesh)
             found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
-    if jax.process_index() == 0:
+    if hosts.first():
         disk.write_json(folder / f"evaluation_{step}.json", found)
     return found

@@ -12,7 +12,7 @@ from mae_pp_jax import reporting
 from mae_pp_jax.commands import pool
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import disk, hardware, loop
+from mae_pp_jax.core import disk, hardware, hosts, loop
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 
@@ -48,11 +48,13 @@ def add_parser(verbs) -> None:
         metavar="N",
         help="stages trained side by side; default: on CPUs one a core, at most 4, else 1",
     )
+    hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args, rest: list[str]) -> None:
-    pipeline(args.config, args.workdir, parse_overrides(rest), workers=args.workers)
+    with hosts.together(args):
+        pipeline(args.config, args.workdir, parse_overrides(rest), workers=args.workers)
 
 
 def pipeline(
@@ -86,11 +88,14 @@ def pipeline(
             for name, (entry, resolved) in stages.items()
         ],
     )
-    with disk.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    disk.write_json(folder / "pipeline.json", written)
-    began = time.monotonic()
     workers = _default_workers() if workers is None else workers
+    if workers > 1 and hosts.count() > 1:
+        raise UserError(f"--workers: {workers} side by side are for one process; leave it out on many")
+    if hosts.first():
+        with disk.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        disk.write_json(folder / "pipeline.json", written)
+    began = time.monotonic()
     configs = {name: resolved for name, (_, resolved) in stages.items()}
     if workers > 1:
         pool.train_all(configs, folder, workers)
@@ -99,14 +104,14 @@ def pipeline(
             log.info("[%d/%d] %s", index, len(configs), name)
             loop.run(registry.create(resolved), folder / name)
     log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
-    html, _ = reporting.write(folder)
+    html = pathlib.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
     log.info("report: %s", html)
     return html
 
 
 def _default_workers() -> int:
     """One worker drives all accelerators; on CPUs small models gain from one process a core."""
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or hosts.count() > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, cores)

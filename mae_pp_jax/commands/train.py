@@ -5,7 +5,7 @@ import os
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, loop
+from mae_pp_jax.core import hardware, hosts, loop
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 
@@ -30,6 +30,7 @@ def add_parser(verbs) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:args]", help="configs/STAGE/RECIPE.py[:name=value,…]")
     parser.add_argument("--workdir", metavar="DIR", help="folder of this run")
     parser.add_argument("--keys", action="store_true", help="list every key of this config and leave")
+    hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
@@ -42,7 +43,8 @@ def run(args, rest: list[str]) -> None:
         return
     if not args.workdir:
         raise UserError("--workdir: give the folder of the run, such as --workdir=runs/mae")
-    train(args.config, args.workdir, overrides)
+    with hosts.together(args):
+        train(args.config, args.workdir, overrides)
 
 
 def train(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None) -> dict:

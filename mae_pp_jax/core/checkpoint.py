@@ -13,12 +13,10 @@ import shutil
 import zlib
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import disk, hosts
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.core.state import TrainState
@@ -49,7 +47,7 @@ class Checkpoints:
         """
         self.folder = folder
         self._saving: int | None = None
-        for half in _half_written(folder):
+        for half in _half_written(folder) if hosts.first() else ():
             log.warning("checkpoint %s is not complete, its run ended while writing it: removed", half)
         with disk.writing(folder):
             self._manager = ocp.CheckpointManager(
@@ -84,12 +82,15 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when the last save is on disk."""
+        """Returns when the last save is on disk, on all processes."""
         with self._all_or_nothing():
             self._manager.wait_until_finished()
+        hosts.barrier()
 
     def _check_space(self, state: TrainState) -> None:
         """Refuses before anything is written; a disk that fills up half-way is noticed too, but by many at once."""
+        if not hosts.first():
+            return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPACE_FOR_INDEXES
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -105,13 +106,13 @@ class Checkpoints:
             with disk.writing(self.folder):
                 yield
         except Exception:
-            if jax.process_index() == 0:
+            if hosts.first():
                 for half in _half_written(self.folder):
                     shutil.rmtree(half, ignore_errors=True)
             raise
 
     def _note_digest(self) -> None:
-        if jax.process_index() == 0:
+        if hosts.first():
             (half,) = (path for path in _half_written(self.folder) if path.name.startswith(f"{self._saving}."))
             _write_digest(half)
 
@@ -127,9 +128,9 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none is readable or their shapes are not those of this run.
         """
-        found = steps(self.folder)
+        found = hosts.from_first(lambda: steps(self.folder))
         for index, step in reversed(list(enumerate(found))):
-            problem = _agree(_damage(self.folder / str(step)))
+            problem = hosts.from_first(lambda at=self.folder / str(step): _damage(at))
             if problem is None:
                 check_shapes(shapes(self.folder.parent, step)["params"], flatten(like.params), f"{self.folder}/{step}")
                 try:
@@ -163,14 +164,14 @@ class Checkpoints:
         return TrainState(params=restored["params"], ema=restored.get("ema"), **train), restored["meta"]
 
     def _set_aside(self, damaged: list[int]) -> None:
-        if jax.process_index() == 0:
+        if hosts.first():
             aside = self.folder.parent / "damaged_checkpoints"
             for step in damaged:
                 shutil.rmtree(aside / str(step), ignore_errors=True)
                 with disk.writing(aside):
                     aside.mkdir(exist_ok=True)
                     shutil.move(self.folder / str(step), aside / str(step))
-        _barrier("checkpoints set aside")
+        hosts.barrier()
         self._manager.reload()
 
     def close(self) -> None:
@@ -190,7 +191,7 @@ def find(run: pathlib.Path, step: str = "last", field: str = "config.init_from")
       UserError: no such run or step, or it is damaged.
     """
     folder = run / "checkpoints"
-    found = steps(folder)
+    found = hosts.from_first(lambda: steps(folder))
     if not found:
         raise UserError(f"{field}: {run} holds no checkpoint (expected {folder}/STEP); give the folder of a run")
     if step != "last":
@@ -198,7 +199,7 @@ def find(run: pathlib.Path, step: str = "last", field: str = "config.init_from")
             raise UserError(f"{field}: {run} has no checkpoint {step}; it has {', '.join(map(str, found))}")
         found = [int(step)]
     for candidate in reversed(found):
-        problem = _agree(_damage(folder / str(candidate)))
+        problem = hosts.from_first(lambda at=folder / str(candidate): _damage(at))
         if problem is None:
             return candidate
         log.warning("checkpoint %s/%d is damaged (%s): skipped", folder, candidate, problem)
@@ -207,7 +208,7 @@ def find(run: pathlib.Path, step: str = "last", field: str = "config.init_from")
 
 def meta(run: pathlib.Path, step: int) -> dict:
     """The JSON part of a checkpoint: config, lineage, code revision, dataset."""
-    return json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    return hosts.from_first(lambda: json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text()))
 
 
 def shapes(run: pathlib.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -293,8 +294,6 @@ def _write_digest(folder: pathlib.Path) -> None:
 
 def _damage(folder: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint's files against their digest, or None."""
-    if jax.process_index() != 0:
-        return None
     try:
         digest = json.loads((folder / DIGEST).read_bytes())
     except (OSError, ValueError):
@@ -308,16 +307,3 @@ def _damage(folder: pathlib.Path) -> str | None:
         if crc is not None and _crc(path) != crc:
             return f"{name} has changed since it was written"
     return None
-
-
-def _agree(problem: str | None) -> str | None:
-    """Process 0 judges the files; the others take its word, so that all read the same checkpoint."""
-    if jax.process_count() == 1:
-        return problem
-    bad = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
-    return (problem or "found damaged by process 0") if bad else None
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

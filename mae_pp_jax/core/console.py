@@ -24,6 +24,13 @@ def log_to_stderr() -> None:
         ours.addHandler(handler)
 
 
+def only_warnings() -> None:
+    """For the processes of a run that do not talk: what they print are warnings and errors."""
+    for handler in logging.getLogger("mae_pp_jax").handlers:
+        if isinstance(handler, _AroundBar):
+            handler.setLevel(logging.WARNING)
+
+
 def on_terminal() -> bool:
     """Whether our lines go to a terminal, where a progress bar may move; false in workers, which say nothing."""
     shown = any(isinstance(handler, _AroundBar) for handler in logging.getLogger("mae_pp_jax").handlers)

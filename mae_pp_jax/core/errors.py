@@ -17,3 +17,14 @@ class Preempted(Exception):
     """The machine asked the run to leave and the run has saved its state; the same command resumes. Exit code 75."""
 
     exit_code = 75
+
+
+class ProcessLost(Exception):
+    """Another process of the run is gone; the same command resumes from the last checkpoint. Exit code 75."""
+
+    exit_code = 75
+
+
+def line(stop: Exception) -> str:
+    """The one line that a command ends with."""
+    return f"{'error' if stop.exit_code == 2 else 'stopped'}: {' '.join(str(stop).split())}"

@@ -6,10 +6,9 @@ all rows of step n, and a resumed run drops only rows after n: no step enters th
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
-import signal
-import threading
 import time
 
 import clu.parameter_overview
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_pp_jax.core import checkpoint, handoff, hardware, metrics, optim, partition, run_folder, schedule
+from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, metrics, optim, partition, run_folder, schedule
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import state as state_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
@@ -210,13 +209,18 @@ def run(stage: Stage, workdir: str) -> dict:
       Preempted: SIGTERM came; the state is saved.
     """
     folder = run_folder.RunFolder(workdir, stage.config)
+    hosts.check_same("--config", config_lib.to_dict(stage.config), "start all processes with the same command")
     if (result := folder.result()) is not None:
         log.info("%s is finished; result.json holds its result", workdir)
         return result
-    prog = program(stage, partition.make_mesh(stage.config.mesh))
-    with contextlib.ExitStack() as cleanup:
-        resuming = bool(checkpoint.steps(folder.checkpoints))
+    mesh = partition.make_mesh(stage.config.mesh)
+    stage.reader = partition.reader(mesh)
+    with hosts.first_goes_first():  # a dataset that is not there yet is prepared once
+        prog = program(stage, mesh)
         dataset = stage.dataset  # opens all splits: a missing one is told before anything is written
+    hosts.check_same("config.data.name", dataset, "give all processes the same data")
+    with contextlib.ExitStack() as cleanup:
+        resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
         state, source, account = (None, None, "") if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
@@ -237,7 +241,8 @@ def run(stage: Stage, workdir: str) -> dict:
             log.info("%s", account)
             meta["lineage"] = _lineage(stage, source)
         _describe(prog)
-        stop = cleanup.enter_context(_sigterm())
+        stop = cleanup.enter_context(hosts.Preemption())
+        cleanup.push(hosts.tell)
         return _Training(prog, folder, saves, meta, stop).go(state)
 
 
@@ -251,6 +256,8 @@ class _Training:
         self.began = time.monotonic()
         self.flops = prog.stage.train_flops_per_image()
         self.speeds: list[float] = []
+        zeros = functools.partial(metrics.zeros, list(prog.shapes.metrics))
+        self.no_metrics = jax.jit(zeros, out_shardings=prog.shardings.metrics)
 
     def go(self, state: TrainState) -> dict:
         stage, total, lengths = self.stage, self.prog.lengths.total, self.prog.lengths
@@ -284,7 +291,7 @@ class _Training:
                     state = self.log(step, state)
                 if step % lengths.evaluate == 0 or step == total:
                     self.evaluate(step, state)
-                if self.stop.is_set() and step < total:
+                if self.stop.reached() and step < total:
                     self.save(step, state)
                     self.saves.wait()
                     raise Preempted(f"preempted at step {step}; state saved, run the same command again to resume")
@@ -305,8 +312,7 @@ class _Training:
         if peak := hardware.peak_flops(self.mesh.devices.flat[0]):
             machine["speed/utilization"] = speed * self.flops / (peak * self.mesh.size)
         self.board.scalars(step, {**values, **machine})
-        empty = jax.tree.map(jnp.zeros_like, state.metrics)
-        return dataclasses.replace(state, metrics=jax.device_put(empty, self.prog.shardings.metrics))
+        return dataclasses.replace(state, metrics=self.no_metrics())
 
     def evaluate(self, step: int, state: TrainState) -> None:
         self.check_finite(state)
@@ -322,7 +328,7 @@ class _Training:
                 self.board.scalars(step, scalars)
                 self.board.pictures(step, pictures)
                 for name, picture in pictures.items():
-                    if jax.process_index() == 0:
+                    if hosts.first():
                         metrics.write_picture(self.folder.path / "pictures" / f"{name}_{step}.png", picture)
 
     def save(self, step: int, state: TrainState) -> None:
@@ -334,6 +340,7 @@ class _Training:
     def check_finite(self, state: TrainState) -> None:
         bad = int(state.bad_step)
         if bad >= 0:
+            self.saves.wait()
             raise RunStopped(
                 f"step {bad}: loss or gradient is not finite, in batch {bad} ({self.stage.describe_batch(bad)}); "
                 "the last checkpoint is kept; lower config.optim.lr or set config.optim.clip"
@@ -345,7 +352,7 @@ class _Training:
             stage=self.stage.config.stage,
             step=step,
             images_seen=step * self.batch,
-            metrics=self.rows.last(),
+            metrics=hosts.from_first(self.rows.last),
             images_per_second=float(np.median(self.speeds)) if self.speeds else None,
             wall_seconds=self.meta["wall_seconds"] + time.monotonic() - self.began,
             parameters=sum(int(np.prod(leaf.shape)) for leaf in flatten(state.params).values()),
@@ -399,17 +406,3 @@ def _describe(prog: Program) -> None:
 def _quick_to_compile() -> dict[str, int]:
     """Compiler options for a program that runs once: XLA's CPU compiler spends seconds on random bits otherwise."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-
-
-@contextlib.contextmanager
-def _sigterm():
-    """An event set by SIGTERM; the loop saves and leaves at the next step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,6 +5,7 @@ of `TABLES` says which named axis is split over which mesh axis. A laptop is the
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 
@@ -196,10 +197,35 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+@functools.cache
+def reader(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every global batch this process reads, (index, number of parts): the rows of its own devices.
+
+    Processes that only share heads and mlp (`tensor` over several hosts) read the same part.
+
+    Raises:
+      UserError: processes share some rows of a batch and not others.
+    """
+    parts: dict[int, set[int]] = {}
+    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+        parts.setdefault(device.process_index, set()).add(rows.start or 0)
+    distinct = sorted({tuple(sorted(part)) for part in parts.values()})
+    if sum(map(len, distinct)) != shards or len({len(part) for part in distinct}) != 1:
+        raise UserError(
+            f"config.mesh: tensor = {mesh.shape['tensor']} cuts across the devices of {len(parts)} processes; "
+            "use a number that divides the devices of one, or is a multiple of them"
+        )
+    return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
+
+
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch as global device arrays."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's part of a batch (see `reader`) as global device arrays."""
+    sharding, (_, parts) = batch_sharding(mesh), reader(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * parts, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
 
 
 def table(parts: Mapping[str, tuple], mesh: Mesh) -> str:

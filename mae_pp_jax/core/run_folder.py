@@ -8,11 +8,8 @@ import pathlib
 import subprocess
 from collections.abc import Iterator, Mapping
 
-import jax
-import numpy as np
-
 import mae_pp_jax
-from mae_pp_jax.core import checkpoint, disk
+from mae_pp_jax.core import checkpoint, disk, hosts
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
@@ -50,7 +47,7 @@ class RunFolder:
     def result(self) -> dict | None:
         """The content of `result.json`, or None while the run is not finished."""
         path = self.path / "result.json"
-        return disk.read_json(path) if path.is_file() else None
+        return hosts.from_first(lambda: disk.read_json(path) if path.is_file() else None)
 
     def create(self) -> None:
         """Makes the folder and writes the config.
@@ -58,7 +55,7 @@ class RunFolder:
         Raises:
           UserError: it cannot be written.
         """
-        if jax.process_index() != 0:
+        if not hosts.first():
             return
         new = not self.path.exists()
         with disk.writing(self.path):
@@ -71,13 +68,16 @@ class RunFolder:
             raise
 
     def write_result(self, result: dict) -> None:
-        if jax.process_index() == 0:
+        if hosts.first():
             disk.write_json(self.path / "result.json", result)
 
 
 @contextlib.contextmanager
 def log_to(path: pathlib.Path) -> Iterator[None]:
-    """Plain lines of everything logged also go to `log.txt`, and at the end why the run stopped, if it did."""
+    """Plain lines of all that process 0 logs also go to `log.txt`, and at the end why the run stopped, if it did."""
+    if not hosts.first():
+        yield
+        return
     ours = logging.getLogger("mae_pp_jax")
     with disk.writing(path / "log.txt"):
         handler = _FileLog(path / "log.txt", encoding="utf-8")
@@ -103,12 +103,12 @@ class _FileLog(logging.FileHandler):
 
 
 def params_sha256(params: Mapping) -> str:
-    """SHA-256 over path, dtype, shape and bytes of every parameter in path order."""
+    """SHA-256 over path, dtype, shape and bytes of every parameter in path order; all processes must take part."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(params).items()):
-        value = np.asarray(jax.device_get(leaf))
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
+        for piece in hosts.pieces(leaf):
+            digest.update(piece.tobytes())
     return digest.hexdigest()
 
 

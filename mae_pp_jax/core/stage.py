@@ -77,6 +77,8 @@ class Stage:
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, and of each
         split its name, records and fingerprint.
       handoff: which weights of earlier stages this one takes.
+      reader: the part of every global batch that this process reads, as (index, number of parts); who trains or
+        evaluates on a mesh of many processes sets it to `partition.reader(mesh)`.
     """
 
     Config: ClassVar[type[StageConfig]]
@@ -84,6 +86,7 @@ class Stage:
     records: int
     dataset: dict[str, Any]
     handoff: Handoff
+    reader: tuple[int, int] = (0, 1)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, a nested dict; traceable."""
@@ -108,7 +111,7 @@ class Stage:
         raise NotImplementedError
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""
+        """The rows of `reader` of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""
         raise NotImplementedError
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-from mae_pp_jax.core import partition
+from mae_pp_jax.core import hosts, partition
 
 
 def total(measure: Callable, params, batches: Iterator, mesh):
@@ -15,7 +15,7 @@ def total(measure: Callable, params, batches: Iterator, mesh):
         for batch in batches:
             new = measure(params, partition.to_global(batch, mesh))
             out = new if out is None else jax.tree.map(jnp.add, out, new)
-    return jax.device_get(out)
+    return hosts.gather(out)
 
 
 class Averages:

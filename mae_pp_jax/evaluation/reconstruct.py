@@ -7,7 +7,7 @@ import cv2
 import jax
 import numpy as np
 
-from mae_pp_jax.core import partition
+from mae_pp_jax.core import hosts, partition
 
 ROWS = ("original", "masked", "reconstruction")
 LEAST_SIDE = 64  # tiny images are enlarged to at least this many pixels, so that people can see them
@@ -26,12 +26,15 @@ class Reconstructions:
     name = "reconstruction"
 
     def __init__(self, reconstruct: Callable, batches: Callable[[], Iterator], count: int):
-        self._reconstruct, self._batches, self._count = jax.jit(reconstruct), batches, count
+        def first(params, batch):
+            return {row: images[:count] for row, images in reconstruct(params, batch).items()}
+
+        self._reconstruct, self._batches = jax.jit(first), batches
 
     def run(self, params, mesh) -> dict[str, np.ndarray]:
         with jax.set_mesh(mesh), contextlib.closing(self._batches()) as batches:
-            shown = self._reconstruct(params, partition.to_global(next(batches), mesh))
-        return {self.name: grid([np.asarray(jax.device_get(shown[row]))[: self._count] for row in ROWS])}
+            shown = hosts.gather(self._reconstruct(params, partition.to_global(next(batches), mesh)))
+        return {self.name: grid([shown[row] for row in ROWS])}
 
 
 def grid(rows: list[np.ndarray]) -> np.ndarray:

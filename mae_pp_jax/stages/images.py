@@ -107,8 +107,8 @@ class ImageStage(Stage):
             global_batch=self.config.global_batch,
             seed=self.config.seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=self.reader[0],
+            process_count=self.reader[1],
         )
         return ({name: batch[name] for name in wanted} for batch in batches)
 
@@ -118,8 +118,8 @@ class ImageStage(Stage):
             self.eval_source,
             self.config.data,
             global_batch=self.config.global_batch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=self.reader[0],
+            process_count=self.reader[1],
         )
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -90,7 +90,7 @@ class LowShotStage(ImageStage):
         return {**params, "feature_norm": norm}
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """The same number of images from each split; `group` names the split of an image."""
+        """The same number of images from each split, in turn; `group` names the split of an image."""
         streams = [
             pipeline.train_batches(
                 subset,
@@ -98,14 +98,18 @@ class LowShotStage(ImageStage):
                 global_batch=self.config.global_batch // self.config.splits,
                 seed=self.config.seed * self.config.splits + split,
                 start_step=start_step,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                process_index=self.reader[0],
+                process_count=self.reader[1],
             )
             for split, subset in enumerate(self.subsets)
         ]
         for parts in zip(*streams, strict=True):
-            group = np.repeat(np.arange(len(parts), dtype=np.int32), len(parts[0]["record"]))
-            joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "label")}
+            # In turn, so that a batch has the same order however many processes read it.
+            group = np.tile(np.arange(len(parts), dtype=np.int32), len(parts[0]["record"]))
+            joined = {
+                name: np.stack([part[name] for part in parts], axis=1).reshape(-1, *parts[0][name].shape[1:])
+                for name in ("image", "label")
+            }
             yield {**joined, "group": group}
 
     def batch_spec(self):

@@ -1,0 +1,384 @@
+"""One run on many processes: how they find each other, agree, and end together. A run of one process pays nothing.
+
+Process 0 writes all files but the arrays of checkpoints, and is the only one that talks. Messages between processes go
+through the service that JAX's process 0 keeps (`jax.distributed`), not through the accelerators, so that they also
+arrive while a collective operation waits for a process that is gone.
+"""
+
+import contextlib
+import functools
+import glob
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax._src import distributed  # the service's client has no public name; orbax takes it from here too
+from jax.experimental import multihost_utils
+
+from mae_pp_jax.core import console
+from mae_pp_jax.core.errors import ProcessLost, UserError, line
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 300  # until a process gives up waiting for the others at the start
+HEARTBEAT_SECONDS = 40  # without a sign of life until JAX takes a process for dead and ends the others
+WAIT_SECONDS = 24 * 3600  # for process 0 to prepare a dataset; a process that dies meanwhile is noticed sooner
+WATCH_SECONDS = 1.0  # between looks at whether another process has failed
+LEAVE_SECONDS = 5  # for all to read why the run ends, before process 0 and its service are gone
+PIECE_BYTES = 256 << 20  # of a gathered array, whole on every device at a time
+
+_VERDICT = "mae_pp_jax/verdict"
+_FLAGS = {  # flag → environment variable
+    "--coordinator": "JAX_COORDINATOR_ADDRESS",
+    "--processes": "JAX_NUM_PROCESSES",
+    "--process": "JAX_PROCESS_ID",
+}
+# How failed collective operations read when the process at the other end is gone: gloo (CPU), NCCL (GPU), the service.
+_LOST = ("gloo", "nccl", "connection reset", "connection closed", "socket closed", "coordination service", "heartbeat")
+
+_rounds = itertools.count()  # every process asks and tells in the same order
+_ending = threading.Lock()  # taken once, by the thread that ends this process
+
+
+def add_arguments(parser) -> None:
+    """Adds the flags that say which one of several processes this is."""
+    group = parser.add_argument_group(
+        "many hosts",
+        "Start the same command once a process. TPU pods, Slurm and Open MPI say by themselves which process each is; "
+        "elsewhere give all three, or launch/local.sh does. Environment: " + ", ".join(_FLAGS.values()) + ".",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached by the others")
+    group.add_argument("--processes", metavar="N", help="how many processes there are in all")
+    group.add_argument("--process", metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--join_timeout",
+        type=int,
+        default=JOIN_SECONDS,
+        metavar="SECONDS",
+        help=f"wait so long for the others at the start, then give up (default: {JOIN_SECONDS})",
+    )
+
+
+@contextlib.contextmanager
+def together(args) -> Iterator[None]:
+    """Joins the processes of a run for a block; what ends one of them inside ends all, with one line of process 0.
+
+    Args:
+      args: parsed arguments of `add_arguments`.
+
+    Raises:
+      UserError: the flags do not fit, or not all processes came in time.
+    """
+    join(args.coordinator, args.processes, args.process, args.join_timeout)
+    if count() == 1:
+        yield
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(done,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        _end(*_verdict(error))
+    done.set()
+    watcher.join()
+
+
+def join(coordinator: str | None, processes: str | None, process: str | None, timeout: int = JOIN_SECONDS) -> None:
+    """Connects this process to the others of its run, where there are others; must come before any use of a device.
+
+    Without flags, their environment variables or a cluster that JAX knows, this does nothing.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or None.
+      processes: their number, or None.
+      process: which one this is, or None.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UserError: flags that are wrong or not complete, a port that is taken, or a cluster that does not let us in.
+    """
+    values = dict(zip(_FLAGS, (coordinator, processes, process), strict=True))
+    given = {flag: value or os.environ.get(_FLAGS[flag]) for flag, value in values.items()}
+    cluster = None if all(given.values()) else _cluster()
+    if cluster is None and not any(given.values()):
+        return
+    where, number, index = _checked(given, cluster)
+    if number == 1:
+        return
+    if index == 0 and where:
+        _check_port(int(where.rpartition(":")[2]))
+    limit = threading.Timer(timeout, _give_up, (where or cluster, number, index, timeout))
+    limit.daemon = True
+    limit.start()
+    try:
+        jax.distributed.initialize(
+            where,
+            number,
+            index,
+            initialization_timeout=timeout + 60,  # JAX ends the process with a stack trace: ours comes first
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=60,
+        )
+    except (RuntimeError, ValueError) as error:
+        # JAX does not find the cluster that there seemed to be: a TPU machine on its own.
+        if cluster and "coordinator_address should be defined" in str(error):
+            return
+        raise UserError(f"--coordinator: cannot join {where or cluster}: {str(error).splitlines()[0]}") from error
+    finally:
+        limit.cancel()
+    if not first():
+        console.only_warnings()
+    log.info("%d processes, %d devices each", count(), jax.local_device_count())
+
+
+def _checked(given: dict[str, str | None], cluster: str | None) -> tuple[str | None, int | None, int | None]:
+    """(coordinator, number, index) out of what flags and environment say; None is for JAX to find out."""
+    missing = [flag for flag, value in given.items() if not value]
+    if missing and not cluster:
+        raise UserError(
+            f"{missing[0]}: missing; {', '.join(given)} go together (or {', '.join(_FLAGS.values())} in the environment)"
+        )
+    where = given["--coordinator"]
+    host, _, port = (where or "").rpartition(":")
+    if where and not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise UserError(f"--coordinator: {where} is not HOST:PORT, such as 10.0.0.1:12345")
+    numbers = {}
+    for flag, lowest in (("--processes", 1), ("--process", 0)):
+        text = given[flag]
+        if text and not (text.isdigit() and int(text) >= lowest):
+            raise UserError(f"{flag}: {text} is not a whole number from {lowest}")
+        numbers[flag] = int(text) if text else None
+    number, index = numbers.values()
+    if number is not None and index is not None and index >= number:
+        raise UserError(f"--process: {index} is not one of {number} processes, which count from 0 to {number - 1}")
+    return where, number, index
+
+
+def _cluster() -> str | None:
+    """Whether a cluster started this process as one of several; JAX then knows how to ask it for the rest."""
+    env = os.environ
+    if "SLURM_STEP_NODELIST" in env and _number("SLURM_NTASKS") > 1:
+        return "Slurm"
+    if _number("OMPI_COMM_WORLD_SIZE") > 1:
+        return "Open MPI"
+    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or _number("MEGASCALE_NUM_SLICES") > 1:
+        return "TPU slice"
+    if "tpu" in env.get("JAX_PLATFORMS", "tpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        return "TPU machine"
+    return None
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else 1
+
+
+def _check_port(port: int) -> None:
+    """JAX's service dies of a port that is taken."""
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator: cannot listen on port {port}: {error.strerror}; give a free one"
+            ) from error
+
+
+def _give_up(where: str, number: int | None, index: int | None, timeout: int) -> NoReturn:
+    """Ends a process that waits in vain; the connection is made in C++, which no exception can interrupt."""
+    if index == 0:
+        problem = f"--processes: not all {number} processes came to {where}"
+    else:
+        problem = f"--coordinator: no answer from all processes at {where}"
+    print(
+        f"error: {problem} within {timeout} s; start every process with the same --coordinator and --processes, and "
+        "see that the port is open between the machines",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(UserError.exit_code)
+
+
+def count() -> int:
+    """Number of processes."""
+    return jax.process_count()
+
+
+def first() -> bool:
+    """Whether this is process 0, which writes files and talks."""
+    return jax.process_index() == 0
+
+
+def _client():
+    return distributed.global_state.client
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What `make()` returns on process 0, on every process: files may look different from elsewhere, or later.
+
+    The value must be JSON. What `make` raises ends all processes.
+    """
+    if count() == 1:
+        return make()
+    key = f"mae_pp_jax/told/{next(_rounds)}"
+    if first():
+        _client().key_value_set(key, json.dumps(make()))
+    return json.loads(_client().blocking_key_value_get(key, WAIT_SECONDS * 1000))
+
+
+def check_same(field: str, value: Any, mend: str) -> None:
+    """Raises `UserError` on a process where a JSON value differs from that of process 0."""
+    if count() > 1 and from_first(lambda: value) != json.loads(json.dumps(value)):
+        raise UserError(f"{field}: process {jax.process_index()} has another one than process 0; {mend}")
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if count() > 1:
+        _client().wait_at_barrier(f"mae_pp_jax/barrier/{next(_rounds)}", WAIT_SECONDS * 1000)
+
+
+@contextlib.contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Process 0 goes through a block alone, then all others at once: what it makes on storage, they find."""
+    if not first():
+        barrier()
+    yield
+    if first():
+        barrier()
+
+
+def gather(tree):
+    """A pytree of global arrays as numpy arrays, whole on every process; all processes must call it."""
+    return jax.tree.map(lambda leaf: np.concatenate(list(pieces(leaf))) if leaf.ndim else np.asarray(leaf), tree)
+
+
+def pieces(leaf: jax.Array) -> Iterator[np.ndarray]:
+    """A global array as numpy arrays, whole on every process, cut along its first axis into pieces of bounded size.
+
+    Args:
+      leaf: an array of any sharding; a scalar is one piece. All processes must go through all pieces.
+    """
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        yield np.asarray(leaf)
+        return
+    rows, row_bytes = leaf.shape[0], leaf.nbytes // leaf.shape[0]
+    step = next(n for n in range(rows, 0, -1) if rows % n == 0 and (n == 1 or n * row_bytes <= PIECE_BYTES))
+    cut = _cutter(leaf.sharding.mesh, step)
+    for start in range(0, rows, step):
+        yield np.asarray(cut(leaf, start))
+
+
+@functools.cache
+def _cutter(mesh: jax.sharding.Mesh, step: int):
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(lambda leaf, start: jax.lax.dynamic_slice_in_dim(leaf, start, step), out_shardings=whole)
+
+
+class Preemption:
+    """SIGTERM to this process or, of a run of many, to any of them: one answer for all at the same step.
+
+    With one process a step costs a look at an event. With many, JAX's preemption service hears the signal, tells the
+    other processes in the background and sets the step after the furthest one as the meeting point; until a signal
+    comes, a step costs one look at memory, no message.
+    """
+
+    _calls = itertools.count()  # of all training loops of this process, as JAX wants numbers that only grow
+
+    def __init__(self):
+        self._event = threading.Event()
+
+    def __enter__(self):
+        self._catches = count() == 1 and threading.current_thread() is threading.main_thread()
+        if self._catches:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._event.set())
+        return self
+
+    def __exit__(self, *_):
+        if self._catches:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def reached(self) -> bool:
+        """Whether to save and leave now; every process asks once a step."""
+        if count() == 1:
+            return self._event.is_set()
+        return multihost_utils.reached_preemption_sync_point(next(self._calls))
+
+
+def tell(_, error: BaseException | None, __) -> None:
+    """Lets all processes know at once why this one fails; for `ExitStack.push`, ahead of cleaning up.
+
+    Cleaning up may wait for processes that in turn wait for this one.
+    """
+    if error is not None and count() > 1:
+        _verdict(error)
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """(exit code, line) of the first process that failed, which may be this one."""
+    code, said = _explained(error)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+        _client().key_value_set(_VERDICT, json.dumps([code, said]))
+    try:
+        return tuple(json.loads(_client().key_value_try_get(_VERDICT)))
+    except jax.errors.JaxRuntimeError:  # the service is gone, and process 0 with it
+        print(said, file=sys.stderr, flush=True)
+        return code, said
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and line for an exception of any kind."""
+    if _is_lost(error):
+        time.sleep(2 * WATCH_SECONDS)  # the process that is gone may have said why; then `_watch` ends this one
+        error = ProcessLost(
+            f"a process of this run is gone ({str(error).splitlines()[0][:200]}); "
+            "the same command resumes from the last checkpoint"
+        )
+    if hasattr(error, "exit_code"):
+        return error.exit_code, line(error)
+    traceback.print_exception(error)
+    return 1, f"stopped: process {jax.process_index()} failed: {traceback.format_exception_only(error)[-1].strip()}"
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether an exception says that another process is gone; JAX raises them as ValueError or JaxRuntimeError."""
+    known = isinstance(error, ValueError | jax.errors.JaxRuntimeError)
+    return known and any(sign in str(error).lower() for sign in _LOST)
+
+
+def _watch(done: threading.Event) -> None:
+    """Ends this process when another one has failed."""
+    while not done.wait(WATCH_SECONDS):
+        try:
+            verdict = json.loads(_client().key_value_try_get(_VERDICT))
+        except jax.errors.JaxRuntimeError:  # none yet; where the service is gone, JAX ends the process
+            continue
+        _end(*verdict)
+
+
+def _end(code: int, said: str) -> NoReturn:
+    """Ends this process, not before all know why; without JAX's orderly shutdown, which waits for the dead."""
+    _ending.acquire()  # never released: another thread that comes here waits for the end
+    if first() and said:
+        print(said, file=sys.stderr, flush=True)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _client().wait_at_barrier("mae_pp_jax/left", LEAVE_SECONDS * 1000)
+    if first():
+        time.sleep(1)  # the others are gone before the service is
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
