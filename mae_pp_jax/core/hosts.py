@@ -173,7 +173,10 @@ def _cluster() -> str | None:
         return "Slurm"
     if _number("OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
-    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or _number("MEGASCALE_NUM_SLICES") > 1:
+    if (
+        "," in env.get("TPU_PROCESS_ADDRESSES", env.get("TPU_WORKER_HOSTNAMES", ""))
+        or _number("MEGASCALE_NUM_SLICES") > 1
+    ):
         return "TPU slice"
     if "tpu" in env.get("JAX_PLATFORMS", "tpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
         return "TPU machine"
