@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 JOIN_SECONDS = 300  # until a process gives up waiting for the others at the start
 HEARTBEAT_SECONDS = 40  # without a sign of life until JAX takes a process for dead and ends the others
 WAIT_SECONDS = 24 * 3600  # for process 0 to prepare a dataset; a process that dies meanwhile is noticed sooner
-WATCH_SECONDS = 1.0  # between looks at whether another process has failed
+WATCH_SECONDS = 2.0  # between looks at whether another process has failed
 LEAVE_SECONDS = 5  # for all to read why the run ends, before process 0 and its service are gone
 PIECE_BYTES = 256 << 20  # of a gathered array, whole on every device at a time
 
@@ -89,6 +89,7 @@ def together(args) -> Iterator[None]:
     watcher.start()
     try:
         yield
+        barrier()  # none is done while another may still fail
     except BaseException as error:
         _end(*_verdict(error))
     done.set()
@@ -345,7 +346,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
 def _explained(error: BaseException) -> tuple[int, str]:
     """Exit code and line for an exception of any kind."""
     if _is_lost(error):
-        time.sleep(2 * WATCH_SECONDS)  # the process that is gone may have said why; then `_watch` ends this one
+        time.sleep(1.5 * WATCH_SECONDS)  # the process that is gone may have said why; then `_watch` ends this one
         error = ProcessLost(
             f"a process of this run is gone ({str(error).splitlines()[0][:200]}); "
             "the same command resumes from the last checkpoint"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import console, disk
+from mae_pp_jax.core import console, disk, hosts
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Rows:
         """Opens the file and drops what a killed run wrote after the checkpoint it resumes from."""
         self._path = path
         self._file = None
-        if jax.process_index() != 0:
+        if not hosts.first():
             return
         kept = (
             [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step] if resume_step else []
@@ -83,7 +83,7 @@ class TensorBoard:
     def __init__(self, folder: pathlib.Path, enabled: bool):
         self._folder = folder
         self._writer = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1) if enabled and jax.process_index() == 0 else None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1) if enabled and hosts.first() else None
         self._jobs: list[concurrent.futures.Future] = []
 
     def _open(self):
@@ -132,7 +132,7 @@ class Progress:
         self._first, self._began = start_step, time.monotonic()
         self._last = (start_step, self._began)
         self._bar = None
-        if console.on_terminal() and jax.process_index() == 0:
+        if console.on_terminal() and hosts.first():
             self._bar = tqdm.tqdm(
                 total=total_steps * global_batch,
                 initial=start_step * global_batch,

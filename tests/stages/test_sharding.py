@@ -90,6 +90,17 @@ def test_program_does_not_grow_with_depth(name):
     assert operations(24) == operations(6)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_parts_of_two_processes_are_the_batch_of_one_in_order(name):
+    stage, parts = stage_of(name), []
+    whole = next(stage.train_batches(3))
+    for index in range(2):
+        stage.reader = (index, 2)
+        parts.append(next(stage.train_batches(3)))
+    for key, rows in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), rows, err_msg=key)
+
+
 def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
     stage = stage_of("mae")
     _, _, state = losses(stage, (2, 4, 1), steps=2)
