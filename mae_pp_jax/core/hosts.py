@@ -132,7 +132,7 @@ def join(coordinator: str | None, processes: str | None, process: str | None, ti
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=60,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         # JAX does not find the cluster that there seemed to be: a TPU machine on its own.
         if cluster and "coordinator_address should be defined" in str(error):
             return
@@ -217,13 +217,13 @@ def _give_up(where: str, number: int | None, index: int | None, timeout: int) ->
 
 
 def count() -> int:
-    """Number of processes."""
-    return jax.process_count()
+    """Number of processes; asks no device where this run has not been joined."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def first() -> bool:
     """Whether this is process 0, which writes files and talks."""
-    return jax.process_index() == 0
+    return count() == 1 or jax.process_index() == 0
 
 
 def _client():
