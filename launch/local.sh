@@ -81,7 +81,7 @@ while [ "$left" -gt 0 ]; do
   sleep 0.2
   for ((i = 0; i < n; i++)); do
     if [ -n "${ended[i]-}" ] || kill -0 "${pids[i]}" 2>/dev/null; then continue; fi
-    wait "${pids[i]}"
+    wait "${pids[i]}" 2>/dev/null # without bash's notice of a signal
     ended[i]=$?
     left=$((left - 1))
     if [ "${ended[i]}" -ne 0 ] && [ -z "$failed_at" ]; then

@@ -347,9 +347,9 @@ def _explained(error: BaseException) -> tuple[int, str]:
     """Exit code and line for an exception of any kind."""
     if _is_lost(error):
         time.sleep(1.5 * WATCH_SECONDS)  # the process that is gone may have said why; then `_watch` ends this one
+        reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
         error = ProcessLost(
-            f"a process of this run is gone ({str(error).splitlines()[0][:200]}); "
-            "the same command resumes from the last checkpoint"
+            f"a process of this run is gone ({reason[:200]}); the same command resumes from the last checkpoint"
         )
     if hasattr(error, "exit_code"):
         return error.exit_code, line(error)
