@@ -35,6 +35,7 @@ RECORDER = """#!{python}
 import os, sys
 if sys.argv[1:2] == ["-c"]:
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+sys.path.insert(0, "{root}")
 from mae_pp_jax.data import folder
 inner, process = folder.FolderSource.__getitem__, sys.argv[-1].removeprefix("--process=")
 def noted(self, index):
@@ -110,7 +111,7 @@ def shared(tmp_path_factory):
     pictures = draw(folder / "pictures", RECORDS)
     quick = {**QUICK, "data.name": str(pictures)}
     recorder = folder / "python"
-    recorder.write_text(RECORDER.format(python=sys.executable, reads=folder / "reads"))
+    recorder.write_text(RECORDER.format(python=sys.executable, root=ROOT, reads=folder / "reads"))
     recorder.chmod(0o755)
     args = ["train", f"--config={MAE}", f"--workdir={folder / 'four'}", *arguments(quick)]
     job = local(4, *args, python=str(recorder))
