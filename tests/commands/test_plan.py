@@ -107,6 +107,17 @@ def test_a_slice_of_tpus(stage, tmp_path, capsys):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_auto_means_the_dtype_of_the_slice_and_not_of_this_machine(tmp_path):
+    cycles = {}
+    for dtype in ("auto", "bfloat16", "float32"):
+        file = tmp_path / f"{dtype}.json"
+        assert main(plan("wsp", "v5e:1x1", f"--config.model.dtype={dtype}", f"--json={file}")) == 0
+        cycles[dtype] = json.loads(file.read_text())["op_cycle_seconds"]
+    assert cycles["auto"] == cycles["bfloat16"] < cycles["float32"]
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_too_large_a_model_is_a_result(tmp_path, capsys):
     file = tmp_path / "plan.json"
     assert main(plan("wsp", "v5e:1x1", "--config.model.width=65536", "--config.global_batch=1", f"--json={file}")) == 0
