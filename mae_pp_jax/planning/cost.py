@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from mae_pp_jax.core.hardware import Chip
 from mae_pp_jax.planning import hlo
+from mae_pp_jax.planning.kernels import Shapes
 
 COLLECTIVES = (
     "all-gather",
@@ -89,13 +90,13 @@ class Cost:
         return sum(operation.seconds for operation in self.operations)
 
 
-def measure(module: hlo.Module, chip: Chip | None, kernel_flops: Mapping[str, float] | None = None) -> Cost:
+def measure(module: hlo.Module, chip: Chip | None, kernel_flops: Mapping[Shapes, float] | None = None) -> Cost:
     """The cost of one execution of a program on one chip.
 
     Args:
       module: the compiled program.
       chip: what it is compiled for; None: operations are not charged, collectives alone are listed.
-      kernel_flops: FLOPs of one execution of custom kernels by name, counted from their source.
+      kernel_flops: FLOPs of one call of a custom kernel, counted from its source, by what `kernels.Shapes` says.
     """
     walk = _Walk(module, chip, kernel_flops or {})
     walk.visit(module.computations[module.entry], 1)
@@ -105,7 +106,7 @@ def measure(module: hlo.Module, chip: Chip | None, kernel_flops: Mapping[str, fl
 class _Walk:
     """Follows the calls of a program from its entry."""
 
-    def __init__(self, module: hlo.Module, chip: Chip | None, kernel_flops: Mapping[str, float]):
+    def __init__(self, module: hlo.Module, chip: Chip | None, kernel_flops: Mapping[Shapes, float]):
         self._module, self._chip, self._kernel_flops = module, chip, kernel_flops
         self.operations: list[Operation] = []
         self.collectives: list[Collective] = []
@@ -213,19 +214,14 @@ class _Walk:
             moved = 2 * hlo.size(instruction.type) + sum(read[1:])
         if instruction.opcode == "custom-call":
             said = re.search(r'"cost_estimate":\{"flops":"?(\d+)"?,.*?"bytes_accessed":"?(\d+)', instruction.attributes)
-            counted = self._kernel_flops.get(kernel_name(instruction))
+            types = (*computation.operand_types(instruction), instruction.type)
+            counted = self._kernel_flops.get(tuple(shape for kind in types for _, shape in hlo.arrays(kind)))
             known = [float(f) for f in (said[1] if said else None, counted) if f is not None]
             return max(known, default=None), max(moved, int(said[2]) if said else 0)
         if instruction.opcode in ("dot", "convolution"):
             return hlo.contraction_flops(computation, instruction), moved
         inner = [self._module.computations[name] for name in _called(instruction)]
         return sum(hlo.matmul_flops(c, self._module) for c in inner), moved
-
-
-def kernel_name(instruction: hlo.Instruction) -> str:
-    """The name that a Pallas kernel was given: the part of its path before `pallas_call`."""
-    parts = instruction.op_name.split("/")
-    return parts[-2] if len(parts) > 1 and parts[-1] == "pallas_call" else parts[-1]
 
 
 def where(module: hlo.Module, instruction: hlo.Instruction) -> str:

@@ -5,24 +5,26 @@ from collections.abc import Mapping
 
 from jax.extend import core as jax_core
 
+Shapes = tuple[tuple[int, ...], ...]  # of a call's operands and then its results: what source and program share
 
-def flops(traced: jax_core.ClosedJaxpr) -> dict[str, float]:
-    """FLOPs of the matrix products in one call of each Pallas kernel of a program, by the kernel's name.
+
+def flops(traced: jax_core.ClosedJaxpr) -> dict[Shapes, float]:
+    """FLOPs of the matrix products in one call of each Pallas kernel of a program, by the shapes it is called with.
 
     Every branch of a kernel counts, on every cell of its grid, so this is an upper bound; a loop whose length is not
-    known when it is traced counts once. Kernels of one name count as the largest of them.
+    known when it is traced counts once. Kernels called with the same shapes count as the largest of them.
     """
-    found: dict[str, float] = {}
+    found: dict[Shapes, float] = {}
     _find(traced.jaxpr, found)
     return found
 
 
-def _find(jaxpr, found: dict[str, float]) -> None:
+def _find(jaxpr, found: dict[Shapes, float]) -> None:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
-            name = _name(equation.params)
+            shapes = tuple(tuple(v.aval.shape) for v in (*equation.invars, *equation.outvars))
             cells = math.prod(equation.params["grid_mapping"].grid)
-            found[name] = max(found.get(name, 0.0), cells * _dots(equation.params["jaxpr"]))
+            found[shapes] = max(found.get(shapes, 0.0), cells * _dots(equation.params["jaxpr"]))
         for inner in _inner(equation.params):
             _find(inner, found)
 
@@ -48,8 +50,3 @@ def _inner(params: Mapping):
                 yield item.jaxpr
             elif isinstance(item, jax_core.Jaxpr):
                 yield item
-
-
-def _name(params: Mapping) -> str:
-    information = params.get("name_and_src_info")
-    return getattr(information, "name", None) or params.get("name", "")

@@ -177,8 +177,8 @@ def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) 
     )
 
 
-def _kernel_flops(program: loop.Program) -> dict[str, float]:
-    """FLOPs of one call of each Pallas kernel of the step, by name."""
+def _kernel_flops(program: loop.Program) -> dict[kernels.Shapes, float]:
+    """FLOPs of one call of each Pallas kernel of the step, by its shapes."""
     with jax.set_mesh(program.mesh):
         return kernels.flops(jax.make_jaxpr(program.step)(program.shapes, program.stage.batch_spec()))
 

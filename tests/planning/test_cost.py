@@ -68,12 +68,12 @@ def test_a_kernel_that_states_nothing_is_charged_its_bytes_and_marked(measured):
 
 
 def test_flops_counted_from_a_kernels_source_are_charged(module):
-    kernel = named(cost.measure(module, V5E, {"silent": 1e9}), "silent")
+    kernel = named(cost.measure(module, V5E, {((128, 256), (128, 256)): 1e9}), "silent")
     assert kernel.seconds == pytest.approx(2 * 1e9 / V5E.flops)
 
 
 def test_a_kernel_that_states_too_little_is_charged_what_its_source_does(module):
-    kernel = named(cost.measure(module, V5E, {"said": 1e9}), "said")
+    kernel = named(cost.measure(module, V5E, {((128, 256), (128, 256)): 1e9}), "said")
     assert kernel.seconds == pytest.approx(2 * 1e9 / V5E.flops)
 
 
