@@ -76,12 +76,21 @@ def _print_info(records, args: argparse.Namespace) -> None:
         print(f"  {counts.sum() / len(records):.2f} a record; {sum(not len(t) for t in tags):,} records have none")
     for i in range(min(3, len(records))):
         record = records[i]
-        parts = ["×".join(map(str, record["image"].shape[:2])) + " pixels"]
+        parts = [_size(record["image"])]
         if "label" in record:
             parts.append(f"label {records.class_names[record['label']] if record['label'] >= 0 else 'unknown'}")
         if "hashtags" in record:
             parts.append(" ".join("#" + records.hashtag_names[t] for t in record["hashtags"]) or "no hashtags")
         print(f"{records.describe(i)}: {', '.join(parts)}")
+
+
+def _size(image: bytes | np.ndarray) -> str:
+    from mae_pp_jax.data import decode, images
+
+    try:
+        return "×".join(map(str, images.pixels(image).shape[:2])) + " pixels"
+    except decode.Unreadable as fault:
+        return f"unreadable ({fault})"
 
 
 def _print_counts(title: str, names: tuple[str, ...], counts: np.ndarray, shown: int = 10) -> None:

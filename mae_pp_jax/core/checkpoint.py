@@ -254,9 +254,8 @@ def check_shapes(saved: dict, wanted: dict, where: str) -> None:
 
 
 def _train_part(state: TrainState) -> dict:
-    return dict(
-        step=state.step, opt_state=state.opt_state, rng=state.rng, metrics=state.metrics, bad_step=state.bad_step
-    )
+    names = ("step", "opt_state", "rng", "metrics", "counts", "bad_step")
+    return {name: getattr(state, name) for name in names}
 
 
 def _name(path) -> str:

@@ -76,6 +76,7 @@ class Program:
             else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params),
             rng=state.rng,
             metrics=metrics.add(state.metrics, {**values, "gradient_norm": (norm, jnp.ones(()))}),
+            counts={name: state.counts[name] + new for name, new in self.stage.counts(batch).items()},
             bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
         )
 
@@ -147,9 +148,15 @@ def program(stage: Stage, mesh: Mesh) -> Program:
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.global_batch))
     names = [*jax.eval_shape(stage.loss, params, stage.batch_spec(), keys)[1], "gradient_norm"]
+    counts = tuple(jax.eval_shape(stage.counts, stage.batch_spec()))
     state = jax.eval_shape(
         lambda p: state_lib.create(
-            p, optimizer.init(p), seed=config.seed, ema=config.optim.ema > 0, metrics=metrics.zeros(names)
+            p,
+            optimizer.init(p),
+            seed=config.seed,
+            ema=config.optim.ema > 0,
+            metrics=metrics.zeros(names),
+            counts=counts,
         ),
         params,
     )
@@ -185,13 +192,13 @@ def initial_state(prog: Program) -> tuple[TrainState, dict | None, str]:
         params = stage.prepare(params, prog.mesh)
 
         def create(params):
-            names = prog.shapes.metrics
             return state_lib.create(
                 params,
                 prog.optimizer.init(params),
                 seed=config.seed,
                 ema=config.optim.ema > 0,
-                metrics=metrics.zeros(names),
+                metrics=metrics.zeros(prog.shapes.metrics),
+                counts=tuple(prog.shapes.counts),
             )
 
         return jax.jit(create, out_shardings=prog.shardings)(params), source, account
@@ -305,13 +312,15 @@ class _Training:
         self.check_finite(state)
         values = {f"train/{name}": value for name, value in metrics.means(state.metrics).items()}
         values["train/learning_rate"] = float(self.prog.optimizer.learning_rate(np.int32(step - 1)))
-        self.rows.write(step, step * self.batch, values)
+        counts = {name: int(count) for name, count in jax.device_get(state.counts).items()}
+        self.rows.write(step, step * self.batch, {**values, **counts})
         speed = self.progress.report(step, {n: v for n, v in values.items() if n != "train/gradient_norm"})
         self.speeds.append(speed)
         machine = {"speed/images_per_second": speed, "speed/model_tflops_per_second": speed * self.flops / 1e12}
         if peak := hardware.peak_flops(self.mesh.devices.flat[0]):
             machine["speed/utilization"] = speed * self.flops / (peak * self.mesh.size)
-        self.board.scalars(step, {**values, **machine})
+        self.board.scalars(step, {**values, **counts, **machine})
+        self.stage.check_counts(counts, step * self.batch)
         return dataclasses.replace(state, metrics=self.no_metrics())
 
     def evaluate(self, step: int, state: TrainState) -> None:

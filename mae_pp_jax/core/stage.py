@@ -107,6 +107,19 @@ class Stage:
         """
         raise NotImplementedError
 
+    def counts(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What of a global batch is counted over the whole run: full name (`data/unreadable`) → int32; traceable."""
+        del batch
+        return {}
+
+    def check_counts(self, counts: Mapping[str, int], images: int) -> None:
+        """Called at each log row with the counts of the run so far; raises `RunStopped` where it should not go on.
+
+        Args:
+          counts: name → number since the first step.
+          images: images since the first step.
+        """
+
     def evaluators(self) -> Sequence[Evaluator]:
         raise NotImplementedError
 

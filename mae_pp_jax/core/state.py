@@ -1,6 +1,7 @@
 """Everything that training changes, in one pytree."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -29,11 +30,12 @@ class TrainState:
     ema: Any
     rng: jax.Array
     metrics: Any
+    counts: Any
     bad_step: jax.Array
 
 
-def create(params, opt_state, *, seed: int, ema: bool, metrics: dict) -> TrainState:
-    """The state before the first update; `metrics` maps each name to zeros (sum, weight)."""
+def create(params, opt_state, *, seed: int, ema: bool, metrics: dict, counts: Iterable[str]) -> TrainState:
+    """The state before the first update; `metrics` maps each name to zeros (sum, weight), `counts` are names."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -41,6 +43,7 @@ def create(params, opt_state, *, seed: int, ema: bool, metrics: dict) -> TrainSt
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         rng=jax.random.key_data(jax.random.key(seed)),
         metrics=metrics,
+        counts={name: jnp.zeros((), jnp.int32) for name in counts},
         bad_step=jnp.full((), -1, jnp.int32),
     )
 

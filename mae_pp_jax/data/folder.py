@@ -1,6 +1,5 @@
 """Folders of images as a source: ROOT/CLASS/* or ROOT/SPLIT/CLASS/*."""
 
-import functools
 import hashlib
 import json
 import os
@@ -9,9 +8,8 @@ import pathlib
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import images
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _EVAL_NAMES = ("test", "val", "validation")  # what people call the split to evaluate on
 
 
@@ -52,7 +50,7 @@ class FolderSource:
             data = (self._root / name).read_bytes()
         except OSError as error:
             raise UserError(f"data.name: cannot read {self.describe(index)}: {error.strerror}") from error
-        return {"image": images.decode(data, functools.partial(self.describe, index)), "label": label}
+        return {"image": data, "label": label}
 
     def labels(self) -> np.ndarray:
         return np.array([label for _, _, label in self._files], np.int32)

@@ -1,25 +1,26 @@
 """Batches as a pure function of (seed, step).
 
-A run sees one endless stream of records: epoch after epoch, each in an order of its own. Position p of the stream
-fixes the record and the random numbers of its crop; step s takes positions [s · global_batch, (s + 1) · global_batch).
-So a run continues at any step at once, and its global batches are the same on any number of processes and threads.
+A run sees one endless stream of records (see orders.py). Position p of the stream fixes the record and the random
+numbers of its crop; step s takes positions [s · global_batch, (s + 1) · global_batch). So a run continues at any step
+at once, and its global batches are the same on any number of processes and threads.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 
-from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import hashtags, images
+from mae_pp_jax.core.errors import RunStopped, UserError
+from mae_pp_jax.data import decode, hashtags, images, orders
+from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import DataConfig, Source
 
 _FOREVER = 2**62
 # Records that a reader thread makes at a time: enough to spread Grain's cost for an element (about 50 µs) over many
 # records, few enough to spread a batch over many threads.
 _CHUNK = 32
-_ORDER, _CROP = 0, 1  # what a random stream is for
-_ROUNDS = 5  # of the permutation
+_MOST_IN_A_ROW = 100  # unreadable records, before it is clear that the storage is at fault
 
 
 def train_batches(
@@ -31,8 +32,12 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    order: orders.Order | None = None,
+    faults: Faults | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the training batches from `start_step` on, without end.
+
+    A record whose image cannot be read is replaced by the next one that can.
 
     Args:
       source: the records.
@@ -42,25 +47,39 @@ def train_batches(
       start_step: the first step given.
       process_index: which process this is; it gets the `process_index`-th part of each global batch.
       process_count: number of processes; must divide `global_batch`.
+      order: which record stands at each position of the stream; by default each once an epoch, shuffled by `seed`.
+      faults: collects the records that could not be read.
 
     Yields:
       `image` uint8 [batch, size, size, 3]; `label` int32 [batch] if the source has labels; `hashtags` int32
-      [batch, max_tags], padded with -1, if it has hashtags; `record` int64 [batch], the index in the source. `batch`
-      is the local one.
+      [batch, max_tags], padded with -1, if it has hashtags; `record` int64 [batch], the index in the source;
+      `unreadable` int32 [batch], 1 where that record stands for one that could not be read. `batch` is the local one.
     """
+    order = order or orders.Shuffled(len(source), seed)
+    faults = faults or Faults()
 
     def load(start: int, stop: int) -> dict[str, np.ndarray]:
-        records = _shuffled(start, stop, len(source), seed)
         draws = _draws(start, stop, seed)
-        return _load(source, config, records, lambda image, i: _train_crop(image, config, draws[i]))
+        batch = _Batch(source, config, stop - start)
+        for place, index in enumerate(order.at(np.arange(start, stop)).tolist()):
+            _fill_readable(batch, place, source, index, lambda image: _train_crop(image, config, draws[place]), faults)
+        return batch.arrays()
 
     return _batches(load, config, global_batch, start_step, _FOREVER, process_index, process_count)
 
 
 def eval_batches(
-    source: Source, config: DataConfig, *, global_batch: int, process_index: int = 0, process_count: int = 1
+    source: Source,
+    config: DataConfig,
+    *,
+    global_batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    faults: Faults | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of one pass over all records in order, with centre crops.
+
+    A record whose image cannot be read is left out (black, and masked), for an average must hold no record twice.
 
     Args:
       source: the records.
@@ -68,23 +87,36 @@ def eval_batches(
       global_batch: records a batch, over all processes.
       process_index: which process this is.
       process_count: number of processes; must divide `global_batch`. Each gets the same number of batches.
+      faults: collects the records that could not be read.
 
     Yields:
-      As `train_batches`, and `mask` float32 [batch]: 1, or 0 for the records that fill up the last batch.
+      As `train_batches`, and `mask` float32 [batch]: 1, or 0 for records left out and those that fill up the last
+      batch.
+
+    Raises:
+      RunStopped: clearly more records than the share `config.max_unreadable` could not be read.
     """
     total = len(source)
+    faults = faults or Faults()
 
     def load(start: int, stop: int) -> dict[str, np.ndarray]:
-        positions = np.arange(start, stop)
-        batch = _load(source, config, positions % total, lambda image, i: images.center_crop(image, config.image_size))
-        return batch | {"mask": (positions < total).astype(np.float32)}
+        batch = _Batch(source, config, stop - start)
+        for place, index in enumerate((np.arange(start, stop) % total).tolist()):
+            record = source[index]
+            try:
+                batch.put(place, index, record, images.center_crop(record["image"], config.image_size))
+            except decode.Unreadable as fault:
+                faults.add(source.describe(index), str(fault), "left out of the evaluation")
+                batch.put(place, index, record, np.uint8(0), unreadable=1)
+        arrays = batch.arrays()
+        return arrays | {"mask": ((np.arange(start, stop) < total) & (arrays["unreadable"] == 0)).astype(np.float32)}
 
-    return _batches(load, config, global_batch, 0, -(-total // global_batch), process_index, process_count)
-
-
-def records_of_step(source: Source, *, global_batch: int, seed: int, step: int) -> np.ndarray:
-    """The records of a training step by their index in the source, int64 [global_batch], without reading them."""
-    return _shuffled(step * global_batch, (step + 1) * global_batch, len(source), seed)
+    unreadable, steps = 0, -(-total // global_batch)
+    with contextlib.closing(_batches(load, config, global_batch, 0, steps, process_index, process_count)) as batches:
+        for batch in batches:
+            unreadable += int(batch["unreadable"].sum())
+            faults.check(unreadable, -(-total // process_count), config.max_unreadable)
+            yield batch
 
 
 def _batches(
@@ -117,25 +149,53 @@ def _batches(
     )
 
 
-def _load(source: Source, config: DataConfig, records: np.ndarray, crop: Callable) -> dict[str, np.ndarray]:
-    """Reads `records` (int64 [batch]) and applies `crop(image, place in the batch)`."""
-    size, count = config.image_size, len(records)
-    batch = {"image": np.empty((count, size, size, 3), np.uint8)}
-    if source.class_names:
-        batch["label"] = np.empty(count, np.int32)
-    tags = []
-    for i, index in enumerate(records.tolist()):
-        record = source[index]
-        batch["image"][i] = crop(record["image"], i)
+class _Batch:
+    """The arrays of some records, filled in one by one."""
+
+    def __init__(self, source: Source, config: DataConfig, count: int):
+        self._source, self._max_tags = source, config.max_tags
+        self._arrays = {
+            "image": np.empty((count, config.image_size, config.image_size, 3), np.uint8),
+            "record": np.empty(count, np.int64),
+            "unreadable": np.empty(count, np.int32),
+        }
         if source.class_names:
+            self._arrays["label"] = np.empty(count, np.int32)
+        self._tags = [np.zeros(0, np.int32)] * count if source.hashtag_names else None
+
+    def put(self, place: int, index: int, record: dict, image: np.ndarray, unreadable: int = 0) -> None:
+        """Stores the record `index` of the source, its image cropped to [size, size, 3], at `place`."""
+        self._arrays["image"][place] = image
+        self._arrays["record"][place] = index
+        self._arrays["unreadable"][place] = unreadable
+        if self._source.class_names:
             if record["label"] < 0:
-                raise UserError(f"data: {source.describe(index)} has no label; choose a split that is labelled")
-            batch["label"][i] = record["label"]
-        if source.hashtag_names:
-            tags.append(record["hashtags"])
-    if source.hashtag_names:
-        batch["hashtags"] = hashtags.pad(tags, config.max_tags)
-    return batch | {"record": records}
+                where = self._source.describe(index)
+                raise UserError(f"data: {where} has no label; choose a split that is labelled")
+            self._arrays["label"][place] = record["label"]
+        if self._tags is not None:
+            self._tags[place] = record["hashtags"]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        if self._tags is None:
+            return self._arrays
+        return self._arrays | {"hashtags": hashtags.pad(self._tags, self._max_tags)}
+
+
+def _fill_readable(batch: _Batch, place: int, source: Source, index: int, crop: Callable, faults: Faults) -> None:
+    """Stores the record `index`, or the next one in the source that can be read, at `place`."""
+    for ahead in range(min(_MOST_IN_A_ROW, len(source))):
+        instead = (index + ahead) % len(source)
+        record = source[instead]
+        try:
+            batch.put(place, instead, record, crop(record["image"]), unreadable=int(ahead > 0))
+            return
+        except decode.Unreadable as fault:
+            faults.add(source.describe(instead), str(fault), "the next record is read in its place")
+    raise RunStopped(
+        f"{ahead + 1} images in a row cannot be read, from {source.describe(index)} to {source.describe(instead)}; "
+        "restore or prepare the data again"
+    )
 
 
 def _train_crop(image: np.ndarray, config: DataConfig, draws: np.ndarray) -> np.ndarray:
@@ -146,42 +206,11 @@ def _train_crop(image: np.ndarray, config: DataConfig, draws: np.ndarray) -> np.
     return images.center_crop(image, config.image_size)
 
 
-def _shuffled(start: int, stop: int, total: int, seed: int) -> np.ndarray:
-    """The records at positions [start, stop) of the stream: int64 [stop - start]."""
-    parts = []
-    for epoch in range(start // total, -(-stop // total)):
-        places = np.arange(max(start - epoch * total, 0), min(stop - epoch * total, total), dtype=np.uint64)
-        keys = np.random.SeedSequence([seed, _ORDER, epoch]).generate_state(2 * _ROUNDS, np.uint64)
-        parts.append(_permuted(places, total, keys))
-    return np.concatenate(parts).astype(np.int64)
-
-
-def _permuted(places: np.ndarray, total: int, keys: np.ndarray) -> np.ndarray:
-    """A keyed permutation of the numbers below `total`, at `places` (uint64), without a list of all of them.
-
-    Each round is invertible on numbers of `bits` bits: multiply by an odd number, add, fold the high bits into the
-    low ones. Applying all again to what falls outside [0, total) until nothing does ("cycle walking") keeps it a
-    permutation of exactly these numbers.
-    """
-    bits = max(int(total - 1).bit_length(), 1)
-    mask, fold = np.uint64(2**bits - 1), np.uint64((bits + 1) // 2)
-    multipliers, addends = keys[:_ROUNDS] | np.uint64(1), keys[_ROUNDS:]
-    out, todo = places.copy(), np.arange(len(places))
-    while len(todo):
-        x = out[todo]
-        for multiplier, addend in zip(multipliers, addends):
-            x = (x * multiplier + addend) & mask
-            x ^= x >> fold
-        out[todo] = x
-        todo = todo[x >= total]
-    return out
-
-
 def _draws(start: int, stop: int, seed: int) -> np.ndarray:
     """Uniform numbers in [0, 1) for the crops at positions [start, stop): float64 [stop - start, CROP_DRAWS].
 
     Philox is a function of (key, counter) that gives 4 numbers a count, so each position owns CROP_DRAWS / 4 counts.
     """
-    key = np.random.SeedSequence([seed, _CROP]).generate_state(2, np.uint64)
+    key = np.random.SeedSequence([seed, orders.CROP]).generate_state(2, np.uint64)
     bits = np.random.Philox(key=key, counter=start * images.CROP_DRAWS // 4)
     return np.random.Generator(bits).random((stop - start, images.CROP_DRAWS))

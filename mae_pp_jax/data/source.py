@@ -1,5 +1,6 @@
 """Where records come from: TFDS datasets and folders of images, behind one small random-access interface."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -11,7 +12,7 @@ import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import folder, hashtags, tfds_store
+from mae_pp_jax.data import decode, folder, hashtags, images, mixture, orders, resampling, tfds_store
 from mae_pp_jax.data.vocabulary import Vocabulary
 
 _SIMULATION_SEED = 0
@@ -21,9 +22,13 @@ _SIMULATION_SEED = 0
 class DataConfig:
     """What is read and how it is turned into training and evaluation images."""
 
-    name: str = key("digits_hashtags", "TFDS name (cifar10, imagenet2012:5.*.*, …) or a folder ROOT/CLASS/*.jpg")
+    name: str = key(
+        "digits_hashtags",
+        "TFDS name (cifar10, imagenet2012:5.*.*, …), prepared TFDS folder, folder ROOT/CLASS/, or A=0.7,B=0.3 of them",
+    )
     data_dir: str = key("", "where TFDS keeps its datasets; empty: TFDS's default", restart=True)
     train_split: str = key("train", "split to train on, in TFDS's syntax (train[:90%])")
+    eval_name: str = key("", "dataset to evaluate on, numbered as the training data; empty: data.name")
     eval_split: str = key("test", "split to evaluate on")
     eval_fraction: float = key(0.2, "share of each class held out, for a folder without splits", low=0.0, high=1.0)
     image_size: int = key(224, "side of the square images in pixels", low=1)
@@ -42,8 +47,13 @@ class DataConfig:
         choices=("keep", "skip"),
     )
     max_tags: int = key(16, "hashtags kept an image (the first ones), which fixes the shape of a batch", low=1)
+    resample: str = key("none", "show images with rare hashtags more often", choices=("none", "sqrt", "swag"))
+    resample_t: float = key(0.001, "sqrt: share of images under which a hashtag is rare", low=0.0, high=1.0)
+    resample_length: float = key(1.0, "swag: positions of a pass over images of the dataset", low=0.0)
+    cache_dir: str = key("", "where what is computed from a dataset is kept; empty: the user's cache", restart=True)
     cache: str = key("none", "ram: decode once and keep pixels in memory", choices=("none", "ram"), restart=True)
     threads: int = key(8, "threads that read, decode and crop; 1 is best for tiny images in ram", low=0, restart=True)
+    max_unreadable: float = key(0.1, "share of unreadable images above which the run stops", low=0.0, high=1.0)
     prefetch: int = key(2, "batches prepared ahead", low=1, restart=True)
 
     def __post_init__(self):
@@ -59,7 +69,7 @@ class DataConfig:
 class Source(Protocol):
     """Records by index. `source[i]` is a dict of
 
-    - `image`: uint8 [height, width, 3], RGB, decoded, of any size;
+    - `image`: the bytes of an image file, or uint8 [height, width, 3], RGB, of any size (`images.pixels` takes both);
     - `label`: int, if the dataset has labels;
     - `hashtags`: int32 [tags], ids into `hashtag_names`, if the dataset has a vocabulary of hashtags;
     - `tags`: its hashtags as people wrote them, if the dataset stores text.
@@ -99,8 +109,13 @@ def open_source(config: DataConfig, split: str) -> Source:
     Raises:
       UserError: no such dataset, folder or split; a folder of the wrong make; a dataset without images; no network.
     """
+    if not pathlib.Path(config.name).expanduser().exists() and (parts := mixture.parse(config.name)):
+        sources = [open_source(dataclasses.replace(config, name=name), split) for name in parts]
+        return mixture.Mixture(sources, list(parts.values()))
     path = pathlib.Path(config.name).expanduser()
-    if path.is_dir():
+    if tfds_store.prepared_folder(config.name):
+        source = tfds_store.TfdsSource(config.name, config.data_dir, split)
+    elif path.is_dir():
         names = (config.train_split, config.eval_split)
         source = folder.FolderSource(path, split, unsplit_names=names, eval_fraction=config.eval_fraction)
     elif config.name.startswith(("/", ".", "~")):
@@ -116,6 +131,35 @@ def open_source(config: DataConfig, split: str) -> Source:
     if config.untagged == "skip":
         source = Subset(source, tagged_indices(source))
     return InMemory(source) if config.cache == "ram" else source
+
+
+def open_eval_source(config: DataConfig, train: Source) -> Source:
+    """Opens the evaluation split, with classes and hashtags numbered as in the training data."""
+    source = open_source(dataclasses.replace(config, name=config.eval_name or config.name), config.eval_split)
+    names = (train.class_names, train.hashtag_names)
+    if (source.class_names, source.hashtag_names) == names:
+        return source
+    for kind, known, have in zip(("classes", "hashtags"), names, (source.class_names, source.hashtag_names)):
+        if known and not set(known) & set(have):
+            name = config.eval_name or config.name
+            raise UserError(f"data.eval_name: {name} has none of the {kind} of the training data")
+    return mixture.Renumbered(source, *names)
+
+
+def training_order(source: Source, config: DataConfig, seed: int) -> orders.Order:
+    """Which record stands at each position of the training stream, resampled and mixed as configured."""
+    if isinstance(source, mixture.Mixture):
+        parts = [_order(part, config, seed, stream) for stream, part in enumerate(source.parts)]
+        return orders.Mixed(parts, [len(part) for part in source.parts], source.weights, seed)
+    return _order(source, config, seed, 0)
+
+
+def _order(source: Source, config: DataConfig, seed: int, stream: int) -> orders.Order:
+    if config.resample == "none":
+        return orders.Shuffled(len(source), seed, stream)
+    return resampling.resampled(
+        source, config.resample, config.resample_t, config.resample_length, seed, config.cache_dir, stream
+    )
 
 
 class Subset:
@@ -173,7 +217,10 @@ class InMemory:
     def __getitem__(self, index: int) -> dict:
         record = self._records[index]
         if record is None:  # two threads may both come here; they store the same thing
-            record = self._records[index] = self._source[index]
+            record = self._source[index]
+            with contextlib.suppress(decode.Unreadable):  # stays encoded, and unreadable to all who ask
+                record = record | {"image": images.pixels(record["image"])}
+            self._records[index] = record
         return record
 
 

@@ -13,8 +13,9 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, Rules
 from mae_pp_jax.core.stage import Stage, StageConfig
-from mae_pp_jax.data import augment, pipeline
-from mae_pp_jax.data.source import DataConfig, open_source
+from mae_pp_jax.data import augment, orders, pipeline
+from mae_pp_jax.data.faults import Faults
+from mae_pp_jax.data.source import DataConfig, open_eval_source, open_source, training_order
 from mae_pp_jax.models import positions, vit
 
 
@@ -61,10 +62,23 @@ class ImageStage(Stage):
 
     @functools.cached_property
     def eval_source(self):
-        return open_source(self.config.data, self.config.data.eval_split)
+        return open_eval_source(self.config.data, self.train_source)
+
+    @functools.cached_property
+    def train_order(self) -> orders.Order:
+        """Which training record stands at each position of the stream."""
+        return training_order(self.train_source, self.config.data, self.config.seed)
+
+    @functools.cached_property
+    def faults(self) -> Faults:
+        """The records that this process could not read."""
+        return Faults()
 
     @property
     def records(self) -> int:
+        """Images of one epoch: all of them, or a resampled pass where the recipe states no number."""
+        if self.config.data.resample != "none" and not self.config.declared.records:
+            return self.train_order.length
         return self.fact("records")
 
     def fact(self, name: str) -> int:
@@ -109,6 +123,8 @@ class ImageStage(Stage):
             start_step=start_step,
             process_index=self.reader[0],
             process_count=self.reader[1],
+            order=self.train_order,
+            faults=self.faults,
         )
         return ({name: batch[name] for name in wanted} for batch in batches)
 
@@ -120,23 +136,30 @@ class ImageStage(Stage):
             global_batch=self.config.global_batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
+            faults=self.faults,
         )
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         batch, size = self.config.global_batch, self.config.data.image_size
         return dict(
             image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            unreadable=jax.ShapeDtypeStruct((batch,), jnp.int32),
             **{name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32) for name, shape in self.targets().items()},
         )
+
+    def counts(self, batch):
+        return {"data/unreadable": jnp.sum(batch["unreadable"])}
+
+    def check_counts(self, counts, images):
+        self.faults.check(counts["data/unreadable"], images, self.config.data.max_unreadable)
 
     def targets(self) -> dict[str, tuple[int, ...]]:
         """What the loss reads besides pixels: name in the batch → shape for one image."""
         return {}
 
     def describe_batch(self, step: int) -> str:
-        records = pipeline.records_of_step(
-            self.train_source, global_batch=self.config.global_batch, seed=self.config.seed, step=step
-        )
+        batch = self.config.global_batch
+        records = self.train_order.at(np.arange(step * batch, (step + 1) * batch))
         shown = ", ".join(self.train_source.describe(int(r)) for r in records[:3])
         return f"records {shown} and {len(records) - 3} more" if len(records) > 3 else f"records {shown}"
 

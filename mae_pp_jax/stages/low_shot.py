@@ -100,6 +100,7 @@ class LowShotStage(ImageStage):
                 start_step=start_step,
                 process_index=self.reader[0],
                 process_count=self.reader[1],
+                faults=self.faults,
             )
             for split, subset in enumerate(self.subsets)
         ]
@@ -108,7 +109,7 @@ class LowShotStage(ImageStage):
             group = np.tile(np.arange(len(parts), dtype=np.int32), len(parts[0]["record"]))
             joined = {
                 name: np.stack([part[name] for part in parts], axis=1).reshape(-1, *parts[0][name].shape[1:])
-                for name in ("image", "label")
+                for name in ("image", "label", "unreadable")
             }
             yield {**joined, "group": group}
 

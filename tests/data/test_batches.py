@@ -6,8 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import pipeline, source
+from mae_pp_jax.core.errors import RunStopped, UserError
+from mae_pp_jax.data import images, orders, pipeline, source
+from tests.data.pictures import encode, noise
 
 
 def _take(batches, number):
@@ -34,6 +35,7 @@ def test_fields_shapes_and_types(digits, config):
         "label": ((6,), "int32"),
         "hashtags": ((6, config.max_tags), "int32"),
         "record": ((6,), "int64"),
+        "unreadable": ((6,), "int32"),
     }
     for image, label, tags, index in zip(*(batch[name] for name in ("image", "label", "hashtags", "record"))):
         record = digits[index]
@@ -78,9 +80,9 @@ def test_seed_changes_order_and_crops(digits, config):
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 64, 1437])
-def test_each_epoch_visits_every_record_once_in_an_order_of_its_own(digits, total):
-    subset = source.Subset(digits, np.arange(total))
-    steps = [pipeline.records_of_step(subset, global_batch=5, seed=2, step=s) for s in range(total)]  # 5 epochs
+def test_each_epoch_visits_every_record_once_in_an_order_of_its_own(total):
+    order = orders.Shuffled(total, seed=2)
+    steps = [order.at(np.arange(5 * s, 5 * s + 5)) for s in range(total)]  # 5 epochs
     epochs = np.concatenate(steps).reshape(5, total)
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(total))
@@ -91,22 +93,20 @@ def test_each_epoch_visits_every_record_once_in_an_order_of_its_own(digits, tota
 def test_order_is_spread_evenly(digits):
     """Where a record comes in the epoch says nothing about which it is: counts over 10 × 10 parts are as by chance."""
     total, epochs = len(digits), 200
-    orders = np.concatenate(
-        [pipeline.records_of_step(digits, global_batch=total, seed=0, step=epoch) for epoch in range(epochs)]
-    ).reshape(epochs, total)
-    places = np.broadcast_to(np.arange(total), orders.shape)
-    counts, *_ = np.histogram2d(places.ravel(), orders.ravel(), bins=10)
+    records = orders.Shuffled(total, seed=0).at(np.arange(epochs * total)).reshape(epochs, total)
+    places = np.broadcast_to(np.arange(total), records.shape)
+    counts, *_ = np.histogram2d(places.ravel(), records.ravel(), bins=10)
     chance = epochs * total / 100
     # Each count scatters by about the square root of its expectation.
     assert np.abs(counts - chance).max() < 5 * np.sqrt(chance)
     assert np.abs(counts - chance).std() > 0.2 * np.sqrt(chance)
-    neighbours = np.corrcoef(orders[:, 1:].ravel(), orders[:, :-1].ravel())[0, 1]
+    neighbours = np.corrcoef(records[:, 1:].ravel(), records[:, :-1].ravel())[0, 1]
     assert abs(neighbours) < 0.01
 
 
-def test_records_of_step_are_those_of_the_batch(digits, config):
+def test_records_are_those_of_the_order(digits, config):
     batch = _take(pipeline.train_batches(digits, config, global_batch=50, seed=9, start_step=40), 1)[0]
-    np.testing.assert_array_equal(batch["record"], pipeline.records_of_step(digits, global_batch=50, seed=9, step=40))
+    np.testing.assert_array_equal(batch["record"], orders.Shuffled(len(digits), seed=9).at(np.arange(2000, 2050)))
 
 
 def test_crops_differ_between_epochs(digits, config):
@@ -140,12 +140,56 @@ def test_batch_that_processes_cannot_share_is_refused(digits, digits_config):
         pipeline.train_batches(digits, digits_config, global_batch=10, seed=0, process_count=4)
 
 
-def test_error_in_a_reader_thread_reaches_the_caller(tmp_path, digits_config):
+@pytest.fixture
+def damaged(tmp_path, digits_config):
+    """A folder of 2 × 30 images with every tenth damaged: (its training source, config, indices of the damaged)."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            data = encode(noise(i, 8, 8), "png")
+            (tmp_path / name / f"{i:02}.png").write_bytes(data[: len(data) // 2] if i % 10 == 3 else data)
+    config = dataclasses.replace(digits_config, name=str(tmp_path), eval_fraction=0.5, crop="none", cache="none")
+    records = source.open_source(config, "train")
+    return records, config, [i for i in range(len(records)) if records.describe(i)[-5] == "3"]
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_unreadable_image_is_replaced_by_the_next_and_counted(damaged, caplog, cache):
+    records, config, broken = damaged
+    records = source.InMemory(records) if cache == "ram" else records
+    total = len(records)
+    assert broken
+    batches = _take(pipeline.train_batches(records, config, global_batch=6, seed=4), total)  # 6 epochs
+    order = orders.Shuffled(total, seed=4).at(np.arange(6 * total))
+    used, unreadable = (np.concatenate([b[name] for b in batches]) for name in ("record", "unreadable"))
+    np.testing.assert_array_equal(unreadable, np.isin(order, broken))
+    np.testing.assert_array_equal(used, np.where(unreadable, (order + 1) % total, order))
+    images_seen = np.concatenate([b["image"] for b in batches])
+    for image, label, index in zip(images_seen, np.concatenate([b["label"] for b in batches]), used):
+        assert label == records[index]["label"]
+        np.testing.assert_array_equal(image, images.pixels(records[index]["image"]))
+    for index in broken:
+        assert sum(records.describe(index) in message for message in caplog.messages) == 1
+    again = _take(pipeline.train_batches(records, config, global_batch=6, seed=4, start_step=13), total - 13)
+    _assert_equal(batches[13:], again)
+
+
+def test_an_unreadable_image_is_left_out_of_an_evaluation(damaged):
+    records, config, broken = damaged
+    config = dataclasses.replace(config, max_unreadable=0.5)
+    batches = list(pipeline.eval_batches(records, config, global_batch=8))
+    seen = np.concatenate([b["record"][b["mask"] == 1] for b in batches])
+    np.testing.assert_array_equal(seen, np.setdiff1d(np.arange(len(records)), broken))
+    with pytest.raises(RunStopped, match=r"could not be read, more than data.max_unreadable=0.0: .*/[ab]/\d3.png"):
+        list(pipeline.eval_batches(records, dataclasses.replace(config, max_unreadable=0.0), global_batch=8))
+
+
+def test_data_that_is_damaged_all_over_ends_the_run_from_a_reader_thread(tmp_path, digits_config):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(3):
             (tmp_path / name / f"{i}.png").write_bytes(b"broken")
     config = dataclasses.replace(digits_config, name=str(tmp_path))
     broken = source.open_source(config, "train")
-    with pytest.raises(UserError, match=r"/[ab]/\d.png is not a readable image"):
+    with pytest.raises(RunStopped, match=r"images in a row cannot be read, from .*/[ab]/\d.png"):
         next(pipeline.train_batches(broken, config, global_batch=2, seed=0))

@@ -1,73 +1,13 @@
-"""Decoding of every kind of file that people have, and crops."""
+"""Crops and resizing."""
 
-import io
-
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import images
+from mae_pp_jax.data import decode, images
+from tests.data.pictures import encode, noise, picture
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
-
-
-def _encode(image: Image.Image, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **options)
-    return buffer.getvalue()
-
-
-def _decode(data: bytes) -> np.ndarray:
-    return images.decode(data, lambda: "here")
-
-
-def _picture(height=40, width=60) -> np.ndarray:
-    """A smooth picture, red growing to the right and green downwards, that JPEG keeps well."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 60)], -1).astype(np.uint8)
-
-
-@pytest.mark.parametrize("kind, tolerance", [("png", 0), ("bmp", 0), ("webp", 12), ("jpeg", 12)])
-def test_decode_gives_rgb(kind, tolerance):
-    out = _decode(_encode(Image.fromarray(_picture()), format=kind, quality=95))
-    assert out.dtype == np.uint8 and out.shape == (40, 60, 3)
-    assert np.abs(out.astype(int) - _picture()).max() <= tolerance
-
-
-def test_decode_greyscale_alpha_and_16_bit():
-    grey = _picture()[..., 0]
-    expected = np.repeat(grey[..., None], 3, -1)
-    np.testing.assert_array_equal(_decode(_encode(Image.fromarray(grey), format="png")), expected)
-    deep = Image.fromarray(grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(_decode(_encode(deep, format="png")), expected)
-    alpha = np.dstack([_picture(), np.full((40, 60), 128, np.uint8)])
-    np.testing.assert_array_equal(_decode(_encode(Image.fromarray(alpha), format="png")), _picture())
-
-
-def test_decode_cmyk_jpeg_as_rgb():
-    image = Image.fromarray(_picture()).convert("CMYK")
-    out = _decode(_encode(image, format="jpeg", quality=98))
-    assert out.shape == (40, 60, 3)
-    assert np.abs(out.astype(int) - _picture()).mean() < 6
-
-
-@pytest.mark.parametrize(
-    "orientation, upright", [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, np.rot90)]
-)
-def test_decode_respects_exif_orientation(orientation, upright):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    out = _decode(_encode(Image.fromarray(_picture()), format="jpeg", quality=98, exif=exif))
-    expected = upright(_picture())
-    assert out.shape == expected.shape
-    assert np.abs(out.astype(int) - expected).mean() < 4
-
-
-@pytest.mark.parametrize("data", [b"", b"no image at all", _encode(Image.fromarray(_picture()), format="png")[:60]])
-def test_unreadable_image_is_named(data):
-    with pytest.raises(UserError, match="/photos/7.jpg is not a readable image"):
-        images.decode(data, lambda: "/photos/7.jpg")
 
 
 def test_random_resized_crop_takes_parts_within_the_bounds():
@@ -95,7 +35,7 @@ def test_random_resized_crop_of_a_strip_falls_back_to_the_centre():
 
 
 def test_full_crop_at_size_is_the_image_itself():
-    image = _picture(32, 32)
+    image = picture(32, 32)
     out = images.random_resized_crop(image, 32, np.full(images.CROP_DRAWS, 0.999), (1.0, 1.0), (1.0, 1.0))
     np.testing.assert_array_equal(out, image)
 
@@ -114,8 +54,19 @@ def test_shift_crop_moves_by_every_amount_and_fills_with_zeros():
 
 @pytest.mark.parametrize("height, width, size", [(40, 60, 16), (60, 40, 16), (7, 5, 24), (16, 16, 16), (33, 1000, 32)])
 def test_center_crop_takes_the_middle(height, width, size):
-    out = images.center_crop(_picture(height, width), size)
+    out = images.center_crop(picture(height, width), size)
     assert out.shape == (size, size, 3)
     middle = np.array([(width - 1) / width, (height - 1) / height]) * 127.5
     one_pixel = 255 / min(height, width)
     np.testing.assert_allclose(out[..., :2].mean((0, 1)), middle, atol=max(3, one_pixel))
+
+
+@pytest.mark.parametrize("side", [100, 300, 700])
+def test_crop_of_a_large_jpeg_differs_little_from_that_of_its_pixels(side):
+    """Decoding at a reduced size and resizing bilinearly, against decoding in full and averaging areas."""
+    image = cv2.resize(noise(0, 10, 12), (side + 50, side), interpolation=cv2.INTER_CUBIC)
+    data = encode(image, "jpeg", quality=90)
+    for draws in np.random.default_rng(1).random((10, images.CROP_DRAWS)):
+        ours = images.random_resized_crop(data, 64, draws, SCALE, RATIO)
+        full = images.random_resized_crop(decode.decode(data), 64, draws, SCALE, RATIO)
+        assert np.abs(ours.astype(int) - full).mean() < 4 < image.std()

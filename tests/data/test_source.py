@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import source, tfds_store
+from mae_pp_jax.data import images, source, tfds_store
 
 
 def _refused(split="train", **options):
@@ -27,8 +27,8 @@ def test_split_is_stratified_and_fixed(digits, digits_config):
     whole = np.bincount(np.concatenate([digits.labels(), test.labels()]))
     assert whole.sum() == 1797 and (whole >= 174).all()
     np.testing.assert_allclose(np.bincount(test.labels()), whole * 360 / 1797, atol=1)
-    images = {digits[i]["image"].tobytes() for i in range(len(digits))}
-    assert not any(test[i]["image"].tobytes() in images for i in range(len(test)))
+    pictures = {digits[i]["image"].tobytes() for i in range(len(digits))}
+    assert not any(test[i]["image"].tobytes() in pictures for i in range(len(test)))
 
 
 def test_digits_are_those_of_scikit_learn(digits):
@@ -74,9 +74,9 @@ def test_two_processes_prepare_at_once_after_one_was_killed(tmp_path):
     (left / "half").write_text("half")
     program = textwrap.dedent("""
         import sys
-        from mae_pp_jax.data import source
+        from mae_pp_jax.data import images, source
         records = source.open_source(source.DataConfig(data_dir=sys.argv[1]), "train")
-        assert len(records) == 1437 and records[0]["image"].shape == (8, 8, 3)
+        assert len(records) == 1437 and images.pixels(records[0]["image"]).shape == (8, 8, 3)
         assert "tensorflow" not in sys.modules, "TensorFlow must not be needed to write or to read"
     """)
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -113,7 +113,7 @@ def _assert_cifar10(data_dir):
     records = source.open_source(source.DataConfig(name="cifar10", data_dir=data_dir), "train")
     assert len(records) == 12 and records.class_names[3] == "cat" and records.hashtag_names == ()
     expected = {_noise(i).tobytes(): i % 4 for i in range(12)}
-    assert {records[i]["image"].tobytes(): records[i]["label"] for i in range(12)} == expected
+    assert {images.pixels(records[i]["image"]).tobytes(): records[i]["label"] for i in range(12)} == expected
     np.testing.assert_array_equal(records.labels(), [records[i]["label"] for i in range(12)])
     assert records.describe(2) == "cifar10/3.0.2, split train, record 2"
 
@@ -121,6 +121,28 @@ def _assert_cifar10(data_dir):
 def test_a_public_dataset_by_its_name(tmp_path):
     Cifar10(data_dir=tmp_path).download_and_prepare(file_format="array_record")
     _assert_cifar10(str(tmp_path))
+
+
+def test_a_missing_or_damaged_shard_is_named(tmp_path):
+    Cifar10(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    config = source.DataConfig(name="cifar10", data_dir=str(tmp_path))
+    (shard,) = (tmp_path / "cifar10" / "3.0.2").glob("*train*")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=str(shard)):
+        records = source.open_source(config, "train")
+        [records[i] for i in range(len(records))]
+    shard.unlink()
+    with pytest.raises(UserError, match=f"shard {shard} of cifar10 is missing"):
+        source.open_source(config, "train")
+
+
+def test_a_prepared_dataset_by_its_folder(tmp_path):
+    Cifar10(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    by_name = source.open_source(source.DataConfig(name="cifar10", data_dir=str(tmp_path)), "train")
+    for folder in ("cifar10", "cifar10/3.0.2"):
+        by_folder = source.open_source(source.DataConfig(name=str(tmp_path / folder)), "train")
+        assert by_folder.fingerprint == by_name.fingerprint
 
 
 def test_tfrecord_is_refused_with_the_command_that_converts_it(tmp_path):

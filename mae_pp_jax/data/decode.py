@@ -1,0 +1,172 @@
+"""Encoded files (JPEG, PNG, WebP, GIF, BMP) to pixels with OpenCV.
+
+A file is told by its first bytes, not by its name. Its size is read from the header and refused before anything is
+allocated if it is absurd. A file that ends early is refused: OpenCV says so of all kinds but JPEG, whose missing part it
+fills with grey, so the end of a JPEG is looked for here.
+"""
+
+import dataclasses
+import struct
+
+import cv2
+import numpy as np
+
+# The readers are threads already; OpenCV's own threads inside each of them would only compete.
+cv2.setNumThreads(0)
+# It warns on stderr of files that it cannot read; `Unreadable` says so.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+MAX_PIXELS = 100_000_000  # 300 MB decoded; cameras go up to about this
+# A progressive JPEG repeats its picture in scans, about ten; a file made of thousands takes minutes to decode.
+MAX_SCANS = 200
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+# Markers of JPEG (ITU T.81, table B.1), each after a byte 0xFF.
+_END, _SCAN, _EXIF, _PROGRESSIVE = 0xD9, 0xDA, 0xE1, 0xC2
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+class Unreadable(Exception):
+    """The bytes are no image, or a damaged one. The message says what is wrong with them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Jpeg:
+    """An encoded JPEG whose header is read.
+
+    Attributes:
+      data: the file.
+      height: of the picture as it is to be seen, in pixels.
+      width: likewise.
+    """
+
+    data: bytes
+    height: int
+    width: int
+
+    def pixels(self, reduce: int = 1) -> np.ndarray:
+        """Decodes to uint8 [height, width, 3], each side divided by `reduce` (1, 2, 4 or 8) and rounded up.
+
+        Reducing leaves out the high frequencies while decoding: it saves time and averages neighbouring pixels.
+        """
+        return _decode(self.data, cv2.IMREAD_COLOR_RGB | _REDUCED[reduce])
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes a file to uint8 [height, width, 3], RGB, upright by its EXIF orientation.
+
+    Greyscale, CMYK and 16-bit images become 8-bit RGB; an alpha channel is dropped; an animation gives its first frame.
+
+    Raises:
+      Unreadable: no image, a kind that is not read, damaged, or more than `MAX_PIXELS`.
+    """
+    return read_jpeg(data).pixels() if is_jpeg(data) else _decode_other(data)
+
+
+def is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def read_jpeg(data: bytes) -> Jpeg:
+    """Reads the header of a JPEG, and looks for its end.
+
+    Raises:
+      Unreadable: damaged, or more than `MAX_PIXELS`.
+    """
+    at, size, frame, orientation = 2, (0, 0), 0, 1
+    try:
+        while (marker := data[at + 1]) != _SCAN:
+            if data[at] != 0xFF:
+                raise Unreadable(f"no segment of a JPEG at byte {at:,}")
+            if marker == 0xFF:  # segments may be preceded by any number of these
+                at += 1
+                continue
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            if marker in _FRAMES:
+                frame, size = marker, struct.unpack_from(">HH", data, at + 5)
+            elif marker == _EXIF and data[at + 4 : at + 10] == b"Exif\0\0":
+                orientation = _exif_orientation(data[at + 10 : at + 2 + length])
+            at += 2 + length
+    except (IndexError, struct.error) as error:
+        raise Unreadable(f"ends in its header, after {len(data):,} bytes") from error
+    _check_size(*size)
+    if data.rfind(bytes([0xFF, _END]), at) < 0:
+        raise Unreadable(f"ends early, after {len(data):,} bytes")
+    if frame == _PROGRESSIVE and data.count(bytes([0xFF, _SCAN]), at) > MAX_SCANS:
+        raise Unreadable(f"more than {MAX_SCANS} scans")
+    return Jpeg(data, *(reversed(size) if orientation > 4 else size))
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    try:
+        _check_size(*_size(data))
+    except struct.error as error:
+        raise Unreadable(f"ends in its header, after {len(data)} bytes") from error
+    return _decode(data, cv2.IMREAD_COLOR_RGB)
+
+
+def _decode(data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise Unreadable("damaged") from error
+    if image is None:
+        raise Unreadable("damaged")
+    return image
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """(height, width) in the header of a PNG, GIF, BMP or WebP."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = struct.unpack_from(">II", data, 16)
+    elif data[:6] in (b"GIF87a", b"GIF89a"):
+        width, height = struct.unpack_from("<HH", data, 6)
+    elif data.startswith(b"BM"):
+        width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))  # a negative height: top row first
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        width, height = _webp_size(data)
+    elif not data:
+        raise Unreadable("empty")
+    elif not any(data):
+        raise Unreadable("all bytes are zero")
+    else:
+        raise Unreadable(f"no JPEG, PNG, WebP, GIF or BMP; it begins with {data[:8]!r}")
+    return height, width
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a WebP, from its first chunk (Google's container specification)."""
+    kind = data[12:16]
+    if kind == b"VP8X":  # with alpha, EXIF or frames: sides less 1 in 3 bytes each
+        low, high = struct.unpack_from("<IH", data, 24)
+        return 1 + (low & 0xFFFFFF), 1 + (low >> 24 | high << 8)
+    if kind == b"VP8L":  # lossless: sides less 1 in 14 bits each
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)  # lossy: 14 bits each under 2 bits of scaling
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _check_size(height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise Unreadable(f"{height:,} × {width:,} pixels in its header; read are 1 to {MAX_PIXELS:,}")
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """The orientation in the first directory of EXIF's TIFF block (TIFF 6.0, section 2); 1 if it makes no sense."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for index in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * index)
+            if tag == _ORIENTATION:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # the picture itself may be whole
+    return 1

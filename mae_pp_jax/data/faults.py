@@ -1,0 +1,50 @@
+"""What becomes of records whose image cannot be read: told once each, and too many of them stop the run."""
+
+import logging
+import math
+import threading
+
+from mae_pp_jax.core.errors import RunStopped
+
+log = logging.getLogger(__name__)
+
+_TOLD = 100  # records named in the log; of damaged storage the rest is no news
+
+
+class Faults:
+    """Collects the unreadable records that the readers of this process meet; safe to use from many threads."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._seen: dict[str, str] = {}  # where the record comes from → what is wrong with it
+
+    def add(self, place: str, reason: str, instead: str) -> None:
+        """Notes a record, and names it in the log when it is met for the first time.
+
+        Args:
+          place: where the record comes from.
+          reason: what is wrong with it.
+          instead: what happens in its place.
+        """
+        with self._lock:
+            if place in self._seen or len(self._seen) >= _TOLD:
+                return
+            self._seen[place] = reason
+            more = "; further ones are counted, not named" if len(self._seen) == _TOLD else ""
+        log.warning("data: %s cannot be read (%s); %s%s", place, reason, instead, more)
+
+    def check(self, unreadable: int, images: int, share: float) -> None:
+        """Stops the run if clearly more than `share` of `images` were unreadable.
+
+        Chance alone gives a few more at times, the more so among few images: three standard deviations are granted.
+
+        Raises:
+          RunStopped: there are more; names some.
+        """
+        if unreadable > share * images + 3 * math.sqrt(share * images):
+            named = ", ".join(f"{place} ({reason})" for place, reason in list(self._seen.items())[:3])
+            raise RunStopped(
+                f"{unreadable:,} of {images:,} images so far could not be read, more than data.max_unreadable={share}"
+                + (f": {named} and others" if named else "")
+                + "; the log names them; repair or remove them, or raise data.max_unreadable"
+            )

@@ -1,0 +1,45 @@
+"""Pictures that tests draw, as files of every kind."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def picture(height=40, width=60) -> np.ndarray:
+    """A smooth picture, red growing to the right and green downwards, that JPEG keeps well."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 60)], -1).astype(np.uint8)
+
+
+def noise(seed: int, height=40, width=60) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encode(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
+    """A picture as Pillow writes it."""
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def whole_files() -> dict[str, bytes]:
+    """One file of every kind that is read, by its name."""
+    image = Image.fromarray(noise(0))
+    frames = dict(save_all=True, append_images=[Image.fromarray(picture())], duration=100)
+    return {
+        "jpeg": encode(image, "jpeg", quality=90),
+        "progressive jpeg": encode(image, "jpeg", progressive=True),
+        "grey jpeg": encode(image.convert("L"), "jpeg"),
+        "cmyk jpeg": encode(image.convert("CMYK"), "jpeg"),
+        "png": encode(image, "png"),
+        "16-bit png": encode(Image.fromarray(noise(0)[..., 0].astype(np.uint16) * 257), "png"),
+        "palette png": encode(image.convert("P"), "png"),
+        "webp": encode(image, "webp"),
+        "lossless webp": encode(image, "webp", lossless=True),
+        "animated webp": encode(image, "webp", **frames),
+        "gif": encode(image, "gif"),
+        "animated gif": encode(image, "gif", **frames),
+        "bmp": encode(image, "bmp"),
+    }

@@ -1,0 +1,184 @@
+"""Every kind of file that people have is decoded rightly or refused with the reason, never a crash."""
+
+import struct
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_pp_jax.data import decode
+from tests.conftest import ROOT
+from tests.data.pictures import encode, noise, picture, whole_files
+
+
+@pytest.mark.parametrize("kind, tolerance", [("png", 0), ("bmp", 0), ("webp", 12), ("jpeg", 12)])
+def test_rgb(kind, tolerance):
+    out = decode.decode(encode(picture(), kind, quality=95))
+    assert out.dtype == np.uint8 and out.shape == (40, 60, 3)
+    assert np.abs(out.astype(int) - picture()).max() <= tolerance
+
+
+def test_greyscale_alpha_and_16_bit():
+    grey = picture()[..., 0]
+    expected = np.repeat(grey[..., None], 3, -1)
+    np.testing.assert_array_equal(decode.decode(encode(grey, "png")), expected)
+    np.testing.assert_array_equal(decode.decode(encode(grey.astype(np.uint16) * 257, "png")), expected)
+    assert np.abs(decode.decode(encode(grey, "jpeg", quality=98)).astype(int) - expected).mean() < 2
+    alpha = np.dstack([picture(), np.full((40, 60), 128, np.uint8)])
+    np.testing.assert_array_equal(decode.decode(encode(alpha, "png")), picture())
+
+
+def test_cmyk_jpeg():
+    out = decode.decode(encode(Image.fromarray(picture()).convert("CMYK"), "jpeg", quality=98))
+    assert np.abs(out.astype(int) - picture()).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_gives_its_first_frame(kind):
+    first, then = Image.fromarray(picture()), Image.fromarray(noise(0))
+    data = encode(first, kind, save_all=True, append_images=[then], duration=100, lossless=True)
+    still = decode.decode(encode(first, kind, lossless=True))
+    np.testing.assert_array_equal(decode.decode(data), still)
+    assert np.abs(still.astype(int) - picture()).mean() < 12  # a GIF has 256 colours
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = decode.decode(encode(picture(), kind, quality=98, exif=exif))
+    ways = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90,
+    }
+    expected = ways[orientation](picture())
+    assert out.shape == expected.shape
+    assert np.abs(out.astype(int) - expected).mean() < 4
+    if kind == "jpeg":
+        jpeg = decode.read_jpeg(encode(picture(), kind, exif=exif))
+        assert (jpeg.height, jpeg.width) == expected.shape[:2]
+        assert jpeg.pixels(2).shape == ((expected.shape[0] + 1) // 2, (expected.shape[1] + 1) // 2, 3)
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_reduced_jpeg_is_the_average_of_its_pixels(reduce):
+    data = encode(picture(79, 121), "jpeg", quality=95)
+    full, small = decode.decode(data), decode.read_jpeg(data).pixels(reduce)
+    assert small.shape == (-(-79 // reduce), -(-121 // reduce), 3)
+    rows, columns = 79 // reduce, 121 // reduce
+    blocks = full[: rows * reduce, : columns * reduce].reshape(rows, reduce, columns, reduce, 3).mean((1, 3))
+    assert np.abs(small[:rows, :columns] - blocks).mean() < 1.5
+
+
+def _with_size(data: bytes, kind: str, side: int) -> bytes:
+    """The same file with another size in its header."""
+    changed = bytearray(data)
+    if kind == "jpeg":
+        struct.pack_into(">HH", changed, data.index(b"\xff\xc0") + 5, side, side)
+    elif kind == "png":
+        struct.pack_into(">II", changed, 16, side, side)
+    elif kind == "gif":
+        struct.pack_into("<HH", changed, 6, side, side)
+    elif kind == "bmp":
+        struct.pack_into("<ii", changed, 18, side, -side)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp"])
+def test_a_decompression_bomb_is_refused_by_its_header(kind):
+    data = encode(picture(), kind)
+    with pytest.raises(decode.Unreadable, match="60,000 × 60,000 pixels"):
+        decode.decode(_with_size(data, kind, 60_000))
+    with pytest.raises(decode.Unreadable, match="0 × 0 pixels|not|Not"):
+        decode.decode(_with_size(data, kind, 0))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_is_refused_by_its_header(lossless, monkeypatch):
+    wide = encode(picture(50, 300), "webp", lossless=lossless)
+    animated = encode(
+        picture(50, 300), "webp", lossless=lossless, save_all=True, append_images=[Image.fromarray(picture(50, 300))]
+    )
+    monkeypatch.setattr(decode, "MAX_PIXELS", 50 * 300)
+    assert decode.decode(wide).shape == decode.decode(animated).shape == (50, 300, 3)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 50 * 300 - 1)
+    for data in (wide, animated):
+        with pytest.raises(decode.Unreadable, match="50 × 300 pixels"):
+            decode.decode(data)
+
+
+@pytest.mark.parametrize("name", whole_files())
+def test_a_file_that_ends_early_is_refused_wherever_it_ends(name):
+    data = whole_files()[name]
+    assert decode.decode(data).shape == (40, 60, 3)
+    for share in (0.02, 0.1, 0.3, 0.6, 0.9, 0.97):
+        with pytest.raises(decode.Unreadable):
+            decode.decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize(
+    "data, reason", [(b"", "empty"), (bytes(500), "all bytes are zero"), (b"<html>not found</html>", "begins with")]
+)
+def test_what_is_no_image_is_refused_with_the_reason(data, reason):
+    with pytest.raises(decode.Unreadable, match=reason):
+        decode.decode(data)
+
+
+def test_bytes_between_segments_do_no_harm():
+    data = encode(picture(), "jpeg")
+    np.testing.assert_array_equal(decode.decode(data[:-2] + b"made with" + data[-2:]), decode.decode(data))
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    data = encode(picture(), "jpeg", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(decode.Unreadable, match="scans"):
+        decode.decode(data[:last] + data[last:-2] * 300 + data[-2:])
+
+
+def test_a_thousand_mutated_files_neither_crash_nor_hang():
+    """In a process of its own, for a decoder that crashes takes its process along."""
+    program = textwrap.dedent("""
+        import sys
+        import numpy as np
+        from mae_pp_jax.data import decode, images
+        from tests.data.pictures import whole_files
+
+        rng = np.random.default_rng(0)
+        wholes, outcomes = list(whole_files().values()), {"read": 0, "refused": 0}
+        for number in range(1000):
+            data = bytearray(wholes[number % len(wholes)])
+            for _ in range(rng.integers(1, 20)):
+                kind, at = rng.integers(4), int(rng.integers(len(data)))
+                end = at + int(rng.integers(1, 40))
+                if kind == 0:
+                    data[at] = rng.integers(256)
+                elif kind == 1:
+                    data[at : at + 4] = bytes([0xFF] * 4)
+                elif kind == 2 and len(data) > 100:
+                    del data[at:end]
+                else:
+                    data[at:at] = data[at:end]
+            try:
+                image = images.random_resized_crop(bytes(data), 8, rng.random(images.CROP_DRAWS), (0.2, 1), (0.75, 1.3))
+                assert image.shape == (8, 8, 3) and image.dtype == np.uint8
+                outcomes["read"] += 1
+            except decode.Unreadable as fault:
+                assert str(fault) and "\\n" not in str(fault)
+                outcomes["refused"] += 1
+        print(outcomes["read"], outcomes["refused"])
+    """)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    read, refused = map(int, done.stdout.split())
+    assert read + refused == 1000 and refused > 300 and read > 20

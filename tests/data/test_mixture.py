@@ -1,0 +1,102 @@
+"""Mixtures: shares by weight, names joined, any step at once."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import images, mixture, orders, pipeline, source
+
+
+def _folder(root, classes, number):
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(number):
+            cv2.imwrite(str(root / name / f"{i:02}.png"), np.full((8, 8, 3), 10 * c + i, np.uint8))
+    return str(root)
+
+
+@pytest.fixture
+def config(tmp_path, digits_config):
+    pets = _folder(tmp_path / "pets", ("cat", "dog"), 10)
+    birds = _folder(tmp_path / "birds", ("bird", "cat"), 30)
+    name = f"{pets}=3,{birds}=1"
+    return dataclasses.replace(digits_config, name=name, eval_name=birds, eval_fraction=0.2, crop="none")
+
+
+@pytest.fixture
+def mixed(config):
+    return source.open_source(config, "train")
+
+
+def test_classes_are_joined_by_name(mixed):
+    assert mixed.class_names == ("cat", "dog", "bird")
+    assert len(mixed) == 16 + 48
+    names = [mixed.describe(i).split("/")[-2] for i in range(len(mixed))]
+    assert [mixed.class_names[label] for label in mixed.labels()] == names
+    assert [mixed.class_names[mixed[i]["label"]] for i in range(len(mixed))] == names
+
+
+def test_each_dataset_has_its_share_and_goes_through_all_of_its_records(mixed, config):
+    order = source.training_order(mixed, config, seed=0)
+    records = order.at(np.arange(2**16))
+    first = records < 16
+    assert first.sum() == 3 * 2**14
+    for part in np.split(first, 64):
+        assert abs(part.mean() - 0.75) < 0.08  # spread evenly: 5 standard deviations of 1,024 draws
+    for passes, number in ((records[first], 16), (records[~first] - 16, 48)):
+        whole = passes[: len(passes) // number * number].reshape(-1, number)
+        np.testing.assert_array_equal(np.sort(whole, 1), np.broadcast_to(np.arange(number), whole.shape))
+
+
+def test_a_position_does_not_depend_on_how_it_is_reached(mixed, config):
+    order = source.training_order(mixed, config, seed=3)
+    whole = order.at(np.arange(2**16 + 500))
+    for start in (0, 777, 2**16 - 3, 2**16 + 400):
+        np.testing.assert_array_equal(order.at(np.arange(start, start + 9)), whole[start : start + 9])
+
+
+def test_batches_are_of_the_records_named(mixed, config):
+    stream = pipeline.train_batches(
+        mixed, config, global_batch=32, seed=0, start_step=50, order=source.training_order(mixed, config, 0)
+    )
+    batch = next(stream)
+    for image, label, index in zip(batch["image"], batch["label"], batch["record"]):
+        np.testing.assert_array_equal(image, images.pixels(mixed[index]["image"]))
+        assert label == mixed[index]["label"]
+
+
+def test_equal_datasets_go_different_ways():
+    parts = [orders.Shuffled(1000, 0, stream) for stream in (0, 1)]
+    assert not np.array_equal(*(part.at(np.arange(1000)) for part in parts))
+
+
+def test_evaluation_data_is_numbered_as_the_training_data(mixed, config):
+    held_out = source.open_eval_source(config, mixed)
+    assert held_out.class_names == mixed.class_names and len(held_out) == 12
+    names = [held_out.describe(i).split("/")[-2] for i in range(12)]
+    assert [mixed.class_names[label] for label in held_out.labels()] == names
+
+
+def test_evaluation_data_of_other_classes_is_refused(mixed, config, tmp_path):
+    other = dataclasses.replace(config, eval_name=_folder(tmp_path / "other", ("car", "van"), 5))
+    with pytest.raises(UserError, match="data.eval_name: .*other has none of the classes of the training data"):
+        source.open_eval_source(other, mixed)
+
+
+def test_hashtags_are_joined_by_name(digits):
+    few = source.Subset(digits, np.arange(3))
+    other = mixture.Renumbered(digits, digits.class_names, digits.hashtag_names[::-1])
+    both = mixture.Mixture([few, other], [1, 1])
+    assert both.hashtag_names == digits.hashtag_names
+    for index, record in ((1, 1), (3 + 70, 70)):
+        assert set(both[index]["hashtags"]) == set(digits[record]["hashtags"])
+    assert mixture.Mixture([few, mixture.Renumbered(digits, digits.class_names, ())], [1, 1]).hashtag_names == ()
+
+
+@pytest.mark.parametrize("name", ["a=1,b", "a=0,b=1", "a=x", "=2", "a=1,a=2"])
+def test_bad_mixtures_are_refused(name, digits_config):
+    with pytest.raises(UserError, match="^data.name: "):
+        source.open_source(dataclasses.replace(digits_config, name=name), "train")
