@@ -1,0 +1,173 @@
+"""Compares the input pipeline with tf.data on the same JPEGs: decode, random crop, resize, batch.
+
+  python launch/bench_input.py --images=imagenet_samples_250.zip
+  python launch/bench_input.py --images=/path/to/photos --rounds=9 --batch=128
+
+The images (a zip or a folder of JPEGs) are written once, repeated to a few thousand records, as a TFDS dataset: as
+array_record, which the pipeline reads by index, and as tfrecord, which tf.data reads in order. Both sides then make
+the same kind of crops (area 20 to 100%, aspect ratio 3/4 to 4/3, drawn by the same function) in turns, each in a
+process of its own on the same cores: ours through `pipeline.train_batches`, tf.data through `decode_and_crop_jpeg`,
+which decodes only the crop, and bilinear resizing, with `num_parallel_calls` and `prefetch` set to AUTOTUNE; its boxes
+are drawn beforehand. The first batches of each turn, in which buffers fill, are not timed.
+
+The last line is `ratio MEDIAN MIN MAX`: our images a second over tf.data's, over the rounds.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+SIDE = 224
+SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+WARM_UP = 4  # batches
+FORMATS = {"ours": "array_record", "tf.data": "tfrecord"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="zip or folder of JPEGs")
+    parser.add_argument("--records", type=int, default=3000, help="records of the dataset, by repetition (3000)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
+    parser.add_argument("--batch", type=int, default=64, help="images a batch (64)")
+    parser.add_argument("--batches", type=int, default=30, help="batches timed in a turn (30)")
+    parser.add_argument("--threads", type=int, default=0, help="our reader threads (0: the config's default)")
+    parser.add_argument("--workdir", help="where the dataset is kept (default: a temporary folder)")
+    parser.add_argument("--side", choices=FORMATS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    with contextlib.ExitStack() as cleanup:
+        if not args.workdir:
+            args.workdir = cleanup.enter_context(tempfile.TemporaryDirectory())
+        if args.side:
+            {"ours": run_ours, "tf.data": run_tf_data}[args.side](args)
+        else:
+            compare(args)
+
+
+def compare(args) -> None:
+    """Lets the sides take turns and prints what each did."""
+    prepare(args)
+    cores = len(os.sched_getaffinity(0))
+    ratios = []
+    for number in range(args.rounds):
+        speeds = {}
+        for side in list(FORMATS)[:: 1 if number % 2 else -1]:
+            command = [sys.executable, __file__, *sys.argv[1:], f"--workdir={args.workdir}", f"--side={side}"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment())
+            speed, memory = map(float, done.stdout.split()[-2:])
+            speeds[side] = speed
+            print(
+                f"round {number + 1} {side:8} {speed:7.0f} images/s, {speed / cores:6.0f} a core, "
+                f"peak memory {memory:5.0f} MiB",
+                flush=True,
+            )
+        ratios.append(speeds["ours"] / speeds["tf.data"])
+    print(f"ratio {statistics.median(ratios):.3f} {min(ratios):.3f} {max(ratios):.3f}")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+
+
+def prepare(args) -> None:
+    """Writes the dataset in both formats."""
+    os.environ.update(environment())
+    import tensorflow_datasets as tfds
+
+    jpegs = read_jpegs(pathlib.Path(args.images))
+
+    class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """The JPEGs as they are, over and over."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(encoding_format="jpeg")}
+            features["label"] = tfds.features.ClassLabel(num_classes=1)
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(args.records):
+                yield i, {"image": jpegs[i % len(jpegs)], "label": 0}
+
+    tfds.disable_progress_bar()
+    for file_format in FORMATS.values():
+        folder = pathlib.Path(args.workdir) / file_format
+        with contextlib.redirect_stdout(sys.stderr):
+            Photographs(data_dir=folder).download_and_prepare(file_format=file_format)
+    size = sum(map(len, jpegs)) / len(jpegs)
+    print(f"{len(jpegs)} JPEGs of {size:,.0f} bytes on average, repeated to {args.records:,} records")
+
+
+def read_jpegs(path: pathlib.Path) -> list[bytes]:
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+        return [file.read_bytes() for file in files]
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(n for n in archive.namelist() if n.lower().endswith((".jpg", ".jpeg")))
+        return [archive.read(name) for name in names]
+
+
+def run_ours(args) -> None:
+    from mae_pp_jax.data import pipeline, source
+
+    threads = {"threads": args.threads} if args.threads else {}
+    folder = pathlib.Path(args.workdir) / FORMATS["ours"] / "photographs" / "1.0.0"
+    config = source.DataConfig(name=str(folder), image_size=SIDE, crop_scale=SCALE, crop_ratio=RATIO, **threads)
+    records = source.open_source(config, "train")
+    time_batches(pipeline.train_batches(records, config, global_batch=args.batch, seed=0), args)
+
+
+def run_tf_data(args) -> None:
+    import numpy as np
+    import tensorflow as tf
+
+    from mae_pp_jax.data import decode, images
+
+    def encoded(record):
+        return tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature((), tf.string)})["image"]
+
+    def crop(record, box):
+        image = tf.image.decode_and_crop_jpeg(encoded(record), box, channels=3)
+        return tf.cast(tf.image.resize(image, (SIDE, SIDE)), tf.uint8)
+
+    files = sorted(map(str, (pathlib.Path(args.workdir) / FORMATS["tf.data"]).rglob("*.tfrecord*")))
+    records = tf.data.TFRecordDataset(files)
+    headers = [decode.read_jpeg(data) for data in records.map(encoded).as_numpy_iterator()]
+    draws = np.random.default_rng(0).random((len(headers), images.CROP_DRAWS))
+    boxes = [images.random_box(h.height, h.width, d, SCALE, RATIO) for h, d in zip(headers, draws)]
+    batches = (
+        tf.data.Dataset.zip(records, tf.data.Dataset.from_tensor_slices(np.array(boxes, np.int32)))
+        .repeat()
+        .map(crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
+        .batch(args.batch)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    time_batches(({"image": image} for image in batches.as_numpy_iterator()), args)
+
+
+def time_batches(batches, args) -> None:
+    """Prints images a second and the peak memory of this process in MiB."""
+    for _ in range(WARM_UP):
+        next(batches)
+    began = time.perf_counter()
+    for _ in range(args.batches):
+        assert next(batches)["image"].shape == (args.batch, SIDE, SIDE, 3)
+    speed = args.batches * args.batch / (time.perf_counter() - began)
+    print(speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    sys.stdout.flush()
+    os._exit(0)  # readers are in the middle of batches that nobody wants
+
+
+if __name__ == "__main__":
+    main()
