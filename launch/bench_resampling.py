@@ -8,7 +8,6 @@ image, in a file that is mapped into memory), with counts that fall off by Zipf'
 
 import argparse
 import pathlib
-import resource
 import tempfile
 import time
 

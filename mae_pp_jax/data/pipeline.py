@@ -6,7 +6,8 @@ at once, and its global batches are the same on any number of processes and thre
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -20,6 +21,7 @@ _FOREVER = 2**62
 # Records that a reader thread makes at a time: enough to spread Grain's cost for an element (about 50 µs) over many
 # records, few enough to spread a batch over many threads.
 _CHUNK = 32
+_MOST_THREADS = 8  # by default; more than these wait for Python's lock
 _MOST_IN_A_ROW = 100  # unreadable records, before it is clear that the storage is at fault
 
 
@@ -140,13 +142,23 @@ def _batches(
         return load(first + chunk * local // chunks, first + (chunk + 1) * local // chunks)
 
     stop = min(stop_step * chunks, _FOREVER)
-    ahead = max(config.prefetch * chunks, config.threads)
+    threads = config.threads
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = min(cores + 1, _MOST_THREADS)
+    ahead = max(config.prefetch * chunks, threads)
     return iter(
         grain.MapDataset.range(start_step * chunks, stop)
         .map(load_chunk)
-        .to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead))
-        .batch(chunks, batch_fn=lambda parts: {k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        .batch(chunks, batch_fn=_joined)
     )
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class _Batch:

@@ -52,7 +52,12 @@ class DataConfig:
     resample_length: float = key(1.0, "swag: positions of a pass over images of the dataset", low=0.0)
     cache_dir: str = key("", "where what is computed from a dataset is kept; empty: the user's cache", restart=True)
     cache: str = key("none", "ram: decode once and keep pixels in memory", choices=("none", "ram"), restart=True)
-    threads: int = key(8, "threads that read, decode and crop; 1 is best for tiny images in ram", low=0, restart=True)
+    threads: int | None = key(
+        None,
+        "threads that read, decode and crop; none: the cores and one, at most 8; 1 is best for tiny images in ram",
+        low=0,
+        restart=True,
+    )
     max_unreadable: float = key(0.1, "share of unreadable images above which the run stops", low=0.0, high=1.0)
     prefetch: int = key(2, "batches prepared ahead", low=1, restart=True)
 
@@ -115,6 +120,8 @@ def open_source(config: DataConfig, split: str) -> Source:
     path = pathlib.Path(config.name).expanduser()
     if tfds_store.prepared_folder(config.name):
         source = tfds_store.TfdsSource(config.name, config.data_dir, split)
+    elif "://" in config.name:
+        raise UserError(f"data.name: no prepared dataset (dataset_info.json) at {config.name}, or it cannot be reached")
     elif path.is_dir():
         names = (config.train_split, config.eval_split)
         source = folder.FolderSource(path, split, unsplit_names=names, eval_fraction=config.eval_fraction)

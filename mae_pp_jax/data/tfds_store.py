@@ -50,6 +50,8 @@ class TfdsSource:
             raise UserError(f"data: split '{split}' of {name} does not exist or is empty; it has {have}")
         self._ends = np.cumsum([file.take for file in files])
         self._shards = [_as_array_record(file.filename) for file in files]
+        if remote := [s for s in self._shards if "://" in s and not s.startswith("gs://")]:
+            raise UserError(f"data.name: array_record reads local disks and gs://, not {remote[0]}; copy {name} to one")
         for shard in self._shards:
             if not epath.Path(shard).exists():
                 raise UserError(f"data.name: shard {shard} of {name} is missing; restore it or prepare {name} again")
