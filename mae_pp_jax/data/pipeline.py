@@ -147,12 +147,15 @@ def _batches(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = min(cores + 1, _MOST_THREADS)
     ahead = max(config.prefetch * chunks, threads)
-    return iter(
+    batches = (
         grain.MapDataset.range(start_step * chunks, stop)
         .map(load_chunk)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         .batch(chunks, batch_fn=_joined)
     )
+    if threads > 1:  # joining the parts takes milliseconds that a training step would wait for
+        batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
+    return iter(batches)
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
