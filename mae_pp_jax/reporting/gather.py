@@ -12,7 +12,7 @@ from typing import Any
 from mae_pp_jax.core.errors import UserError
 
 INITS = ("random", "MAE", "WSP", "MAE→WSP")  # the order of the paper's comparison; others follow as they come
-METRIC = "test/accuracy"
+METRICS = ("test/accuracy", "test/tag_map")  # what a task is scored by: the first that its runs have
 _PIPELINE_FOLDER = (
     "a pipeline folder is made by `python -m mae_pp_jax pipeline --config=configs/pipelines/RECIPE.py --workdir=DIR`"
 )
@@ -101,16 +101,18 @@ def read(workdir: str | os.PathLike) -> Pipeline:
         raise UserError(f"--workdir: {path} is damaged ({what}); {_PIPELINE_FOLDER}") from error
 
 
-def scores(runs: Iterable[Run], metric: str = METRIC) -> list[Score]:
+def scores(runs: Iterable[Run]) -> list[Score]:
     """One score for each (initialisation, task) that has a finite result, ordered by initialisation, then task.
 
-    A run is one value, or the mean and sample standard deviation of several (`METRIC_std` over `test/splits` splits of
+    A run is one value, or the mean and sample standard deviation of several (`…_std` over `test/splits` splits of
     a low-shot run). Values of all seeds are pooled: the spread within runs and the spread between them both count.
     """
     runs = [run for run in runs if run.task]
     found = []
     for init, task in ((i, t) for i in inits(runs) for t in tasks(runs)):
-        parts = [_values(run, metric) for run in runs if (run.init, run.task) == (init, task) and run.result]
+        done = [run for run in runs if (run.init, run.task) == (init, task) and run.result]
+        metric = next((m for m in METRICS if any(m in run.result.get("metrics", {}) for run in done)), METRICS[0])
+        parts = [_values(run, metric) for run in done]
         parts = [part for part in parts if math.isfinite(part[1])]
         count = sum(n for n, _, _ in parts)
         if not count:

@@ -10,11 +10,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from mae_pp_jax.core.config import section
+from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import OptimConfig
 from mae_pp_jax.evaluation.averages import Averages
+from mae_pp_jax.evaluation.tags import TagPrecision
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
@@ -25,6 +26,8 @@ class WspStageConfig(ImageStageConfig):
     """Keys of the stage; the optimizer defaults are SWAG's as far as they are known (see the recipe)."""
 
     optim: OptimConfig = section(OptimConfig, lr=4e-4, lr_batch=8192, b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0)
+    map_positives: int = key(5, "held-out images that a hashtag needs to count in tag mAP; 0: not measured", low=0)
+    map_images: int = key(10_000, "tag mAP is measured on this many held-out images, the first ones", low=1)
 
 
 class WspStage(ImageStage):
@@ -74,7 +77,16 @@ class WspStage(ImageStage):
             logits = self.model.apply(params, self.pixels(batch))
             return self._measure(logits, batch["hashtags"], batch["mask"])
 
-        return [Averages("test", test, self.eval_batches)]
+        def scores(params, batch):
+            return self.model.apply(params, self.pixels(batch))
+
+        found = [Averages("test", test, self.eval_batches)]
+        if self.config.map_positives:
+            config = self.config
+            found.append(
+                TagPrecision("test", scores, self.eval_batches, config.map_positives, most_images=config.map_images)
+            )
+        return found
 
     def train_flops_per_image(self):
         return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.vocabulary)
