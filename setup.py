@@ -15,6 +15,7 @@ README = ROOT / "README.md"
 # clu writes TensorBoard files with TensorFlow; its CPU-only build is half the size but exists for Linux x86_64 alone.
 LINUX_X86_64 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+BEAM = "apache-beam>=2.70"  # runs `data build`
 
 setup(
     name="mae_pp_jax",
@@ -46,6 +47,7 @@ setup(
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],
@@ -53,7 +55,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "gpu": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.4", "timm>=1.0", "transformers>=4.45", "safetensors>=0.4"],
+        "beam": [BEAM],
         "test": [
+            BEAM,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "packaging>=24.0",

@@ -1,9 +1,11 @@
-"""`data`: prepares datasets and shows what is in them."""
+"""`data`: builds and prepares datasets, makes vocabularies of their hashtags, and shows what is in them."""
 
 import argparse
 import pathlib
 
 import numpy as np
+
+from mae_pp_jax.commands import data_build, data_hashtags
 
 _PREPARE = """\
 Prepares a TFDS dataset for training: downloads and writes it as array_record, which can be read in any order.
@@ -17,26 +19,24 @@ _VERBS = (
     ("prepare", _PREPARE, "python -m mae_pp_jax data prepare --name=cifar10"),
     ("info", _INFO, "python -m mae_pp_jax data info --name=digits_hashtags --split=test"),
 )
+_MODULES = {"build": data_build, "hashtags": data_hashtags}
+_EXAMPLES = (*(module.EXAMPLE for module in _MODULES.values()), *(example for _, _, example in _VERBS))
 
 
 def add_parser(subparsers) -> None:
     """Adds the verb `data` to the command line."""
     parser = subparsers.add_parser(
         "data",
-        help="prepare a dataset, or show what is in it",
+        help="build or prepare a dataset, make classes of its hashtags, or show what is in it",
         description=__doc__,
-        epilog="examples:\n" + "".join(f"  {example}\n" for _, _, example in _VERBS),
+        epilog="examples:\n" + "".join(f"  {example}\n" for example in _EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="prepare|info")
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="build|hashtags|prepare|info")
+    for name, module in _MODULES.items():
+        module.add_arguments(_add(verbs, name, module.HELP, module.DESCRIPTION, module.EXAMPLE))
     for name, text, example in _VERBS:
-        verb = verbs.add_parser(
-            name,
-            help=" ".join(text.split(":")[0].split()),
-            description=text,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        verb = _add(verbs, name, " ".join(text.split(":")[0].split()), text, example)
         verb.add_argument("--name", required=True, help="TFDS name, such as cifar10, or a folder of images")
         verb.add_argument("--data_dir", default="", help="where TFDS keeps its datasets (default: its own)")
         if name == "info":
@@ -44,12 +44,25 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def _add(verbs, name: str, help_line: str, description: str, example: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(
+        name,
+        help=help_line,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def run(args: argparse.Namespace) -> None:
-    """Carries out `data prepare` or `data info`.
+    """Carries out one of the verbs of `data`.
 
     Raises:
       UserError: no such dataset or split, or it cannot be prepared.
     """
+    if args.data_verb in _MODULES:
+        _MODULES[args.data_verb].run(args)
+        return
     from mae_pp_jax.data import source, tfds_store  # not needed, and slow to import, for --help of other verbs
 
     if args.data_verb == "prepare":

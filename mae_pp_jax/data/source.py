@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -123,6 +124,11 @@ def open_source(config: DataConfig, split: str) -> Source:
     elif "://" in config.name:
         raise UserError(f"data.name: no prepared dataset (dataset_info.json) at {config.name}, or it cannot be reached")
     elif path.is_dir():
+        if re.fullmatch(r"\w+", config.name) and tfds_store.is_stored(config.name, config.data_dir):
+            raise UserError(
+                f"data.name: '{config.name}' is a folder here and a dataset of TFDS; write ./{config.name} for the folder, "
+                f"{config.name}:*.*.* for the dataset"
+            )
         names = (config.train_split, config.eval_split)
         source = folder.FolderSource(path, split, unsplit_names=names, eval_fraction=config.eval_fraction)
     elif config.name.startswith(("/", ".", "~")):
@@ -281,11 +287,23 @@ class InVocabulary:
         return record | {"hashtags": self._vocabulary.ids(tags)}
 
     def hashtags(self) -> Iterator[np.ndarray]:
-        source = self._source
-        return map(self._vocabulary.ids, source.tags() if source.has_tags else map(self._names, source.hashtags()))
+        return map(self._vocabulary.ids, texts(self._source))
 
     def _names(self, ids: np.ndarray) -> tuple[str, ...]:
         return tuple(self._source.hashtag_names[i] for i in ids)
+
+
+def texts(source: Source) -> Iterator[tuple[str, ...]]:
+    """The hashtags of all records as text, in order, without decoding an image.
+
+    Raises:
+      UserError: the source has no hashtags.
+    """
+    if source.has_tags:
+        return source.tags()
+    if not source.hashtag_names:
+        raise UserError("data.name: the dataset has no hashtags; build one with hashtags or captions by `data build`")
+    return (tuple(source.hashtag_names[i] for i in ids) for ids in source.hashtags())
 
 
 def tagged_indices(source: Source) -> np.ndarray:

@@ -122,6 +122,12 @@ def prepared_folder(name: str) -> epath.Path | None:
     return found[0] if found[:1] == [path] or len(found) == 1 else None
 
 
+def is_stored(name: str, data_dir: str) -> bool:
+    """Whether TFDS's folder holds a dataset of this name, in any version."""
+    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return any((root / name).glob(f"*/{_INFO}"))
+
+
 def prepared(name: str, data_dir: str):
     """The TFDS builder of a dataset that stands ready as array_record; prepares a dataset that is not there yet.
 
@@ -144,6 +150,14 @@ def prepared(name: str, data_dir: str):
     return builder
 
 
+def stored(name: str, data_dir: str):
+    """The TFDS builder of a dataset in whatever format it is stored; prepares one that is not there yet."""
+    builder = _builder(name, data_dir)
+    if not _is_prepared(builder):
+        return prepared(name, data_dir)
+    return tfds.builder_from_directory(builder.data_dir)
+
+
 def convert(name: str, data_dir: str) -> None:
     """Adds array_record shards to a dataset that is stored as tfrecord; does nothing if they are there.
 
@@ -163,7 +177,7 @@ def convert(name: str, data_dir: str) -> None:
             template = split.filename_template.replace(filetype_suffix=_FORMAT.value)
             for index, shard in enumerate(split.filepaths):
                 with _renamed(template.sharded_filepath(shard_index=index, num_shards=split.num_shards)) as half:
-                    write(half, enumerate(_tfrecords(shard)))
+                    write(half, enumerate(tfrecords(shard)))
         info = epath.Path(builder.data_dir) / _INFO
         content = json.loads(info.read_text()) | {"alternativeFileFormats": [_FORMAT.value]}
         with _renamed(info) as half:
@@ -304,7 +318,7 @@ def _as_array_record(shard: str) -> str:
     return str(path.with_name(path.name.replace(".tfrecord-", f".{_FORMAT.value}-")))
 
 
-def _tfrecords(path) -> Iterator[bytes]:
+def tfrecords(path) -> Iterator[bytes]:
     """The records of a TFRecord file: length (8 bytes), its checksum (4), the record, its checksum (4)."""
     with epath.Path(path).open("rb") as file:
         while header := file.read(12):

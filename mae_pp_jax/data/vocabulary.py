@@ -22,12 +22,14 @@ from mae_pp_jax.data import wordnet
 FORMAT = 1
 _REMEMBERED = 2**18  # tags
 # Tags about posting, not about the picture: by what hashtag studies list as most used on photo platforms.
-STOP_TAGS = (
-    "beautiful beautifulday bestoftheday cute fashionblogger follow follow4follow followback followforfollow followme "
-    "fun happy hashtag igdaily igers instadaily instagood instagram instalike instamood instapic l4l like like4like "
-    "likeforlike likes love me myself nofilter ootd photo photography photooftheday picoftheday picture post repost "
-    "selfie share style tag tagsforlikes tbt throwbackthursday unsorted untagged"
-).split()
+STOP_TAGS = tuple(
+    (
+        "beautiful beautifulday bestoftheday cute fashionblogger follow follow4follow followback followforfollow followme "
+        "fun happy hashtag igdaily igers instadaily instagood instagram instalike instamood instapic l4l like like4like "
+        "likeforlike likes love me myself nofilter ootd photo photography photooftheday picoftheday picture post repost "
+        "selfie share style tag tagsforlikes tbt throwbackthursday unsorted untagged"
+    ).split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Rules:
       unknown: tags that are no noun of WordNet: `drop` them, or `keep` each as a class of its own.
     """
 
-    stop: tuple[str, ...] = tuple(STOP_TAGS)
+    stop: tuple[str, ...] = STOP_TAGS
     min_count: int = 5
     size: int = 28_000
     unknown: str = "drop"

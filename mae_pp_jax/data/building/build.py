@@ -1,0 +1,309 @@
+"""From an input to a TFDS dataset: plan, look at all parts, decide splits and classes, write all parts, put together.
+
+A build may be killed at any moment: the same command goes on with the parts that are missing. The dataset's folder
+comes into being last and whole.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data.building import parts as parts_lib
+from mae_pp_jax.data.building import runner as runner_lib
+from mae_pp_jax.data.building import splitting as splitting_lib
+from mae_pp_jax.data.building.encoding import Encoding
+from mae_pp_jax.data.building.items import Part, Reader, stable_hash
+from mae_pp_jax.data.building.sidecar import SidecarReader
+from mae_pp_jax.data.building.splitting import Splitting
+
+log = logging.getLogger(__name__)
+
+REPORT, LEFT_OUT = "build_report.json", "left_out.jsonl"
+_FORMAT = 1  # of what is written; another one makes an unfinished build start over
+_SHOWN = 5  # images that no row names, in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be built.
+
+    Attributes:
+      name, version: of the dataset.
+      data_dir: TFDS's folder of datasets.
+      source: the input as the user named it.
+      reader: of the input.
+      splitting: of the images.
+      encoding: of the images.
+    """
+
+    name: str
+    version: str
+    data_dir: str
+    source: str
+    reader: Reader
+    splitting: Splitting
+    encoding: Encoding
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(f"--name: '{self.name}' must be lower-case letters, digits and _, beginning with a letter")
+        if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
+            raise UserError(f"--version: '{self.version}' must be three numbers, such as 1.0.0")
+
+    @property
+    def folder(self) -> epath.Path:
+        """Where the finished dataset stands."""
+        return epath.Path(self.data_dir).expanduser() / self.name / self.version
+
+    @property
+    def work(self) -> epath.Path:
+        """Where an unfinished build stands."""
+        return self.folder.parent / f"incomplete.build_{self.version}"
+
+
+def build(request: Request, *, runner: str = "", options: Sequence[str] = (), workers: int = 0) -> dict:
+    """Builds the dataset, or goes on where a killed build was, or finds it built already.
+
+    Args:
+      request: what.
+      runner: name of a Beam runner; empty: this machine.
+      options: Beam's own options.
+      workers: threads on this machine; 0: one a core.
+
+    Returns:
+      The report that is written beside the dataset.
+
+    Raises:
+      UserError: the input cannot be read, holds no usable image, or another dataset has the name.
+    """
+    parts = request.reader.parts()
+    plan = _plan(request, parts)
+    identity = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    if (request.folder / "dataset_info.json").exists():
+        report = request.folder / REPORT
+        built = json.loads(report.read_text()) if report.exists() else {}
+        if built.get("plan") != identity:
+            raise UserError(
+                f"--name: {request.folder} holds another dataset or was built from other input or options; "
+                "choose another --name or --version, or remove it"
+            )
+        _remove(request.work)
+        return built
+    with _as_user_error(request.work), _lock(request):
+        _start(request.work, plan)
+        pool = dict(runner=runner, options=options, workers=workers or runner_lib.cores())
+        scan = parts_lib.Scan(str(request.work), request.reader, request.splitting, request.encoding)
+        runner_lib.run("looking at the input", scan, parts, **pool)
+        contents, keys = _decide(request, scan, len(parts))
+        write = parts_lib.Write(str(request.work), request.reader, request.encoding, contents)
+        runner_lib.run("writing", write, parts, **pool)
+        report = _assemble(request, write, len(parts), identity, _unnamed(request.reader, keys))
+    _remove(request.work)
+    return report
+
+
+def _plan(request: Request, parts: list[Part]) -> dict:
+    """Everything that the result depends on; where the input and the result stand is no part of it."""
+    base = os.path.commonpath([part.path for part in parts])
+    columns = getattr(request.reader, "columns", None)
+    return dict(
+        format=_FORMAT,
+        name=request.name,
+        version=request.version,
+        input=type(request.reader).__name__,
+        parts=[dataclasses.asdict(part) | {"path": os.path.relpath(part.path, base)} for part in parts],
+        columns=columns and columns.names,
+        splitting=dataclasses.asdict(request.splitting),
+        encoding=dataclasses.asdict(request.encoding),
+    )
+
+
+def _start(work: epath.Path, plan: dict) -> None:
+    """Makes the folder of an unfinished build ready; one of other input or options starts over."""
+    file, text = work / "plan.json", json.dumps(plan, sort_keys=True)
+    if work.exists() and (not file.exists() or file.read_text() != text):
+        log.info("%s: an unfinished build of other input or options is started over", work)
+        _remove(work)
+    (work / "dataset").mkdir(parents=True, exist_ok=True)
+    parts_lib.put(file, text.encode())
+
+
+def _decide(request: Request, scan: parts_lib.Scan, count: int) -> tuple[parts_lib.Contents, np.ndarray]:
+    """Splits and classes of the whole input; writes the split of each item. Returns also the hashes of all names."""
+    results = [scan.result(index) for index in range(count)]
+    found = [result[3] for result in results]
+    names = list(dict.fromkeys([*request.splitting.names, *(s for f in found for s in f["splits"])]))
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z][\w]*", name):
+            raise UserError(
+                f"--columns: '{name}' is no name for a split; use letters, digits and _, or --columns=split:"
+            )
+    own = [np.array([*(names.index(s) for s in f["splits"]), -1])[result[2]] for f, result in zip(found, results)]
+    keys = np.concatenate([result[0] for result in results])
+    families = np.concatenate([result[1] for result in results], axis=1)
+    assigned = splitting_lib.assign(request.splitting, keys, families, np.concatenate(own), names)
+    ends = np.cumsum([len(result[0]) for result in results])
+    for index, piece in enumerate(np.split(assigned, ends[:-1])):
+        with (scan.done(index).parent / f"assign-{index:05}.npy").open("wb") as file:
+            np.save(file, piece)
+    labels = {label for f in found for label in f["labels"]}
+    contents = parts_lib.Contents(
+        classes=request.reader.class_names or tuple(sorted(labels, key=_natural)),
+        hashtags=any(f["hashtags"] for f in found),
+        captions=any(f["captions"] for f in found),
+        splits=tuple(names),
+    )
+    return contents, keys
+
+
+def _assemble(request: Request, write: parts_lib.Write, count: int, identity: str, unnamed: dict) -> dict:
+    """Names the shards as TFDS does, writes its metadata and the report, and moves the dataset to its place."""
+    dataset = request.work / "dataset"
+    pieces = [json.loads(write.done(index).read_text()) for index in range(count)]
+    infos, totals = [], {}
+    for split in write.contents.splits:
+        filled = [i for i, piece in enumerate(pieces) if piece["splits"][split].get("images")]
+        if not filled:
+            continue
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=request.name, data_dir=dataset, split=split, filetype_suffix="array_record"
+        )
+        for shard, index in enumerate(filled):
+            target = template.sharded_filepath(shard_index=shard, num_shards=len(filled))
+            if write.piece(index, split).exists():  # else renamed before a kill
+                write.piece(index, split).rename(target)
+        totals[split] = sum((collections.Counter(pieces[i]["splits"][split]) for i in filled), collections.Counter())
+        lengths = [pieces[i]["splits"][split]["images"] for i in filled]
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=lengths, num_bytes=totals[split]["bytes"], filename_template=template
+            )
+        )
+    left_out = [entry for piece in pieces for entry in piece["left_out"]]
+    reasons = collections.Counter(entry["reason"] for entry in left_out)
+    if not infos:
+        shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        raise UserError(f"--from: {request.source} holds no usable image ({shown or 'nothing found'})")
+    report = dict(
+        plan=identity,
+        name=request.name,
+        version=request.version,
+        found=sum(reasons.values()) + sum(total["images"] for total in totals.values()),
+        written={split: total["images"] for split, total in totals.items()},
+        left_out=dict(sorted(reasons.items())),
+        not_named=unnamed,
+        splits=request.splitting.describe(),
+        classes=list(write.contents.classes),
+        statistics={split: _statistics(total) for split, total in totals.items()},
+    )
+    lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in left_out)
+    parts_lib.put(dataset / LEFT_OUT, lines.encode())
+    parts_lib.put(dataset / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    tfds.folder_dataset.write_metadata(
+        data_dir=dataset,
+        features=_features(write.contents),
+        split_infos=infos,
+        version=request.version,
+        check_data=False,  # it would import TensorFlow
+        description=_description(request, report),
+    )
+    dataset.rename(request.folder)
+    return report
+
+
+def _features(contents: parts_lib.Contents) -> dict:
+    features = {"image": tfds.features.Image(), "id": tfds.features.Text()}
+    if contents.hashtags:
+        features["hashtags"] = tfds.features.Sequence(tfds.features.Text())
+    if contents.captions:
+        features["caption"] = tfds.features.Text()
+    if contents.classes:
+        features["label"] = tfds.features.ClassLabel(names=list(contents.classes))
+    return features
+
+
+def _description(request: Request, report: dict) -> str:
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in report["left_out"].items())
+    encoding = request.encoding
+    kept = "as they were" if encoding.codec == "keep" else encoding.codec
+    if encoding.codec == "jpeg":
+        kept += f" of quality {encoding.quality}"
+    side = f", no side above {encoding.max_side} pixels" if encoding.max_side else ""
+    return (
+        f"{sum(report['written'].values()):,} images of {report['found']:,} found; left out: {reasons or 'none'} (see "
+        f"{LEFT_OUT}). {report['splits']} Images {kept}{side}. Hashtags are raw. Written by mae_pp_jax's data build."
+    )
+
+
+def _statistics(total: collections.Counter) -> dict:
+    images = total["images"]
+    return dict(
+        bytes=total["bytes"],
+        mean_pixels=round(total["pixels"] / images, 1),
+        with_hashtags=total["tagged"],
+        hashtags=total["hashtags"],
+        with_caption=total["captioned"],
+        with_label=total["labelled"],
+    )
+
+
+def _unnamed(reader: Reader, keys: np.ndarray) -> dict:
+    """How many image files of the folder no row of the sidecar names, and the first of them."""
+    if not isinstance(reader, SidecarReader) or "://" in reader.root:
+        return {}
+    named = set(keys.tolist())
+    names = [name for name in reader.others() if stable_hash(name) not in named]
+    return dict(images=len(names), first=names[:_SHOWN])
+
+
+def _natural(label: str) -> tuple:
+    """Sorts 2 before 10."""
+    return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", label)]
+
+
+@contextlib.contextmanager
+def _lock(request: Request):
+    """One build of a dataset at a time, on storage that has locks."""
+    if "://" in str(request.work):
+        yield
+        return
+    request.work.parent.mkdir(parents=True, exist_ok=True)
+    path = request.work.parent / f".{request.version}.lock"
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--name: another process is building {request.folder}; wait for it") from error
+        yield
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _as_user_error(work: epath.Path):
+    """Want of space or permission becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or work}: {error.strerror or error}"
+        raise UserError(f"--data_dir: cannot write {what}; free space or choose another") from error
+
+
+def _remove(work: epath.Path) -> None:
+    if "://" in str(work):
+        if work.exists():
+            work.rmtree()
+    else:
+        shutil.rmtree(work, ignore_errors=True)

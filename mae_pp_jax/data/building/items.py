@@ -1,0 +1,184 @@
+"""What a reader gives for each image that it finds, and how its columns become hashtags, caption and label."""
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from mae_pp_jax.core.errors import UserError
+
+# The meanings that a column may have → the column names that have it by themselves.
+COLUMNS = {
+    "image": ("file", "file_name", "filename", "image", "path", "image/encoded", "jpg", "png"),
+    "hashtags": ("hashtags", "tags", "keywords"),
+    "caption": ("caption", "text"),
+    "label": ("label", "class", "cls"),
+    "split": ("split",),
+}
+_CAPTION_TAG = re.compile(r"[#＃](\w[\w-]*)")
+
+# Why an image is left out.
+MISSING, OUTSIDE, DAMAGED = "missing", "outside the folder", "damaged entry"
+NO_IMAGE, UNREADABLE, SMALL, TWICE = "no image", "unreadable", "too small", "listed twice"
+
+
+class LeftOut(Exception):
+    """An image cannot be used: one of the reasons above, and what exactly is wrong."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """A file that has been read."""
+
+    content: bytes
+
+    def __call__(self) -> bytes:
+        return self.content
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A place where an image should be."""
+
+    reason: str
+    detail: str
+
+    def __call__(self) -> bytes:
+        raise LeftOut(self.reason, self.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image of the input, or one place where an image should be.
+
+    Attributes:
+      key: its name, unique in the input.
+      read: gives the bytes of the file, or raises `LeftOut`.
+      hashtags: raw, without repeats; None where the input has no word of them.
+      caption: None where there is none.
+      label: name of the class; None where there is none.
+      split: the input's own split; None where it has none.
+      columns: the other texts, which `--split_by` may name.
+    """
+
+    key: str
+    read: Callable[[], bytes]
+    hashtags: tuple[str, ...] | None = None
+    caption: str | None = None
+    label: str | None = None
+    split: str | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A piece of the input that is read, checked and written at one place; values are plain, so that it can travel.
+
+    Attributes:
+      path: the file that holds it.
+      start, stop: the bytes, or the records, of the file that belong to it.
+      first: number of its first line or record, for messages.
+      names: the files that belong to it, if it is a list of files.
+      split: the input's own split.
+      size: bytes of the file, so that a changed input is noticed.
+    """
+
+    path: str
+    start: int = 0
+    stop: int = 0
+    first: int = 0
+    names: tuple[str, ...] = ()
+    split: str | None = None
+    size: int = 0
+
+
+class Reader(Protocol):
+    """An input that can be read in parts; a small object that can travel to other processes.
+
+    Attributes:
+      class_names: the classes, if the input says them in advance.
+    """
+
+    class_names: tuple[str, ...]
+
+    def parts(self) -> list[Part]:
+        """Everything that there is to read, in a fixed order."""
+
+    def items(self, part: Part) -> Iterator[Item]:
+        """The items of a part, in a fixed order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which column of the input means what: meaning → candidates, of which the first present one is taken."""
+
+    names: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, text: str) -> "Columns":
+        """`caption:title,label:category` over the defaults; a meaning with no column (`label:`) is not read.
+
+        Raises:
+          UserError: another form, or an unknown meaning.
+        """
+        names = dict(COLUMNS)
+        for pair in filter(None, text.split(",")):
+            meaning, colon, column = pair.partition(":")
+            if not colon or meaning not in COLUMNS:
+                near = difflib.get_close_matches(meaning, COLUMNS, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near and colon else ""
+                raise UserError(f"--columns: '{pair}' is not MEANING:COLUMN; meanings: {', '.join(COLUMNS)}{hint}")
+            names[meaning] = (column,) if column else ()
+        return cls(names)
+
+    def value(self, meaning: str, row: Mapping[str, Any]) -> Any:
+        """The value of the column with this meaning; None where there is none or it is empty."""
+        return next((row[c] for c in self.names[meaning] if row.get(c) not in (None, "")), None)
+
+    def item(self, key: str, read: Callable[[], bytes], row: Mapping[str, Any], split: str | None = None) -> Item:
+        """An item from a row of columns; hashtags written in the caption count as hashtags too."""
+        tags, caption = self.value("hashtags", row), self.value("caption", row)
+        label, own_split = self.value("label", row), self.value("split", row)
+        caption = None if caption is None else as_text(caption)
+        named = None if tags is None else split_tags(tags)
+        written = None if caption is None else tuple(_CAPTION_TAG.findall(caption))
+        both = (named or ()) + (written or ())
+        return Item(
+            key=key,
+            read=read,
+            hashtags=None if named is None and written is None else tuple(dict.fromkeys(both)),
+            caption=caption,
+            label=None if label is None else as_text(label),
+            split=as_text(own_split) if own_split is not None else split,
+            columns=row,
+        )
+
+
+def split_tags(value: Any) -> tuple[str, ...]:
+    """Hashtags from a list, or from text that separates them by commas, semicolons, # or (without these) spaces."""
+    if isinstance(value, (list, tuple)):
+        found = [as_text(tag) for tag in value if tag is not None]
+    else:
+        text = as_text(value)
+        found = re.split(r"[,;]" if re.search(r"[,;]", text) else r"[#＃\s]+", text)
+    return tuple(tag for tag in (tag.strip() for tag in found) if tag)
+
+
+def as_text(value: Any) -> str:
+    """A value of a column as text; several texts become one, bytes are UTF-8."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (list, tuple)):
+        return " ".join(as_text(v) for v in value)
+    return str(value)
+
+
+def stable_hash(text: str) -> int:
+    """64 bits of a text's hash, the same everywhere; 0 is kept for "nothing"."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
