@@ -173,29 +173,12 @@ def _assemble(request: Request, write: parts_lib.Write, count: int, identity: st
     """Names the shards as TFDS does, writes its metadata and the report, and moves the dataset to its place."""
     dataset = request.work / "dataset"
     pieces = [json.loads(write.done(index).read_text()) for index in range(count)]
-    infos, totals = [], {}
-    for split in write.contents.splits:
-        filled = [i for i, piece in enumerate(pieces) if piece["splits"][split].get("images")]
-        if not filled:
-            continue
-        template = tfds.core.ShardedFileTemplate(
-            dataset_name=request.name, data_dir=dataset, split=split, filetype_suffix="array_record"
-        )
-        for shard, index in enumerate(filled):
-            target = template.sharded_filepath(shard_index=shard, num_shards=len(filled))
-            if write.piece(index, split).exists():  # else renamed before a kill
-                write.piece(index, split).rename(target)
-        totals[split] = sum((collections.Counter(pieces[i]["splits"][split]) for i in filled), collections.Counter())
-        lengths = [pieces[i]["splits"][split]["images"] for i in filled]
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=lengths, num_bytes=totals[split]["bytes"], filename_template=template
-            )
-        )
     left_out = [entry for piece in pieces for entry in piece["left_out"]]
     reasons = collections.Counter(entry["reason"] for entry in left_out)
+    infos, totals = _name_shards(request, write, pieces)
     if not infos:
         shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        _remove(request.work)
         raise UserError(f"--from: {request.source} holds no usable image ({shown or 'nothing found'})")
     report = dict(
         plan=identity,
@@ -222,6 +205,31 @@ def _assemble(request: Request, write: parts_lib.Write, count: int, identity: st
     )
     dataset.rename(request.folder)
     return report
+
+
+def _name_shards(request: Request, write: parts_lib.Write, pieces: list[dict]) -> tuple[list, dict]:
+    """Gives the pieces the names of TFDS's shards; returns TFDS's description and the counts of each split."""
+    dataset, infos, totals, shards = request.work / "dataset", [], {}, set()
+    for split in write.contents.splits:
+        filled = [i for i, piece in enumerate(pieces) if piece["splits"][split].get("images")]
+        if not filled:
+            continue
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=request.name, data_dir=dataset, split=split, filetype_suffix="array_record"
+        )
+        for shard, index in enumerate(filled):
+            target = template.sharded_filepath(shard_index=shard, num_shards=len(filled))
+            if write.piece(index, split).exists():  # else renamed before a kill
+                write.piece(index, split).rename(target)
+            shards.add(target.name)
+        totals[split] = sum((collections.Counter(pieces[i]["splits"][split]) for i in filled), collections.Counter())
+        lengths = [pieces[i]["splits"][split]["images"] for i in filled]
+        size = totals[split]["bytes"]
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
+    for path in dataset.iterdir():
+        if path.name not in shards:  # metadata that a killed build has written in part
+            path.unlink()
+    return infos, totals
 
 
 def _features(contents: parts_lib.Contents) -> dict:
@@ -287,8 +295,10 @@ def _lock(request: Request):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"--name: another process is building {request.folder}; wait for it") from error
-        yield
-        path.unlink()
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 @contextlib.contextmanager
