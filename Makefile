@@ -1,6 +1,6 @@
 # Everything here needs Python ≥ 3.11 and make; the rest is installed into .venv at the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test parity clean
 
 # Names to try in turn; a name may exist and yet start nothing, or an older Python.
 PYTHON ?= python3.13 python3.12 python3.11 python3
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo DATA=cifar10          the same on any image data set that TFDS names: runs/demo-cifar10/'
 	@echo 'make demo DATA=/path/to/photos  the same on your own folders CLASS/*.jpg: runs/demo-path-to-photos/'
 	@echo 'make test                       the tests; ARGS is handed to pytest: make test ARGS="-k report -x"'
+	@echo 'make parity                     our models against timm, transformers and torchvision, which it installs (CPU builds, about 1 GB)'
 	@echo 'make clean                      removes .venv and caches; keeps runs/'
 	@echo
 	@echo 'The first demo or test also installs what they need into .venv. PYTHON=/path/to/python chooses another Python.'
@@ -25,6 +26,9 @@ demo: .venv/.ready
 
 test: .venv/.ready
 	@.venv/bin/python -m pytest $(ARGS)
+
+parity: .venv/.parity
+	@.venv/bin/python -m pytest tests/parity tests/interop $(ARGS)
 
 clean:
 	@rm -rf .venv build dist *.egg-info .pytest_cache
@@ -46,3 +50,14 @@ clean:
 	  --constraint constraints.txt --editable '.[test,notebooks]' \
 	  || { echo 'make: the installation failed (see above); the same command tries again' >&2; exit 1; }
 	@mv .venv/.installing .venv/.ready
+
+# The reference packages. PyTorch comes from its own index of CPU builds: on Linux the ones elsewhere bring gigabytes of
+# CUDA, so there the exact CPU build is asked for.
+TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+.venv/.parity: .venv/.ready
+	@echo 'Installing PyTorch (CPU), timm, transformers and torchvision into .venv (once, about 1 GB) ...'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar=off \
+	  --retries 1 --timeout 30 --extra-index-url https://download.pytorch.org/whl/cpu \
+	  --constraint constraints.txt '$(TORCH)' --editable '.[test,torch]' \
+	  || { echo 'make: the installation failed (see above); the same command tries again' >&2; exit 1; }
+	@touch .venv/.parity

@@ -46,6 +46,7 @@ setup(
         "clu>=0.0.12",
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
+        "safetensors>=0.4.5",
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "matplotlib>=3.9",
@@ -54,7 +55,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "gpu": ["jax[cuda12]>=0.10"],
-        "torch": ["torch>=2.4", "timm>=1.0", "transformers>=4.45", "safetensors>=0.4"],
+        "torch": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "transformers>=4.45"],
         "beam": [BEAM],
         "test": [
             BEAM,

@@ -18,13 +18,13 @@ EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what and the 
 
 def parser() -> argparse.ArgumentParser:
     """The command line, one subparser a verb."""
-    from mae_pp_jax.commands import bench, data, evaluate, pipeline, plan, report, train
+    from mae_pp_jax.commands import bench, convert, data, embed, evaluate, pipeline, plan, report, train
 
     top = _Parser(
         "mae_pp_jax", description=DESCRIPTION, epilog=EXITS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for command in (train, pipeline, evaluate, plan, bench, data, report):
+    for command in (train, pipeline, evaluate, embed, convert, plan, bench, data, report):
         command.add_parser(verbs)
     return top
 

@@ -114,7 +114,7 @@ class Checkpoints:
     def _note_digest(self) -> None:
         if hosts.first():
             (half,) = (path for path in _half_written(self.folder) if path.name.startswith(f"{self._saving}."))
-            _write_digest(half)
+            write_digest(half)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
         """The newest readable state and its meta, or None where the folder holds no checkpoint.
@@ -211,6 +211,12 @@ def meta(run: pathlib.Path, step: int) -> dict:
     return hosts.from_first(lambda: json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text()))
 
 
+def imported_from(run: pathlib.Path, step: int) -> dict:
+    """The lineage record of imported weights as they came (file, format …), or {} for a run that was trained."""
+    lineage = meta(run, step)["lineage"]
+    return lineage[0] if len(lineage) == 1 and "format" in lineage[0] else {}
+
+
 def shapes(run: pathlib.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Item ("params", perhaps "ema") → path → shape and dtype, without reading arrays."""
     folder = (run / "checkpoints" / str(step)).absolute()
@@ -284,7 +290,8 @@ def _crc(path: pathlib.Path) -> int:
     return value
 
 
-def _write_digest(folder: pathlib.Path) -> None:
+def write_digest(folder: pathlib.Path) -> None:
+    """Notes size and CRC-32 of every file of a complete checkpoint in its `digest.json`."""
     files = {str(p.relative_to(folder)): p for p in _files(folder)}
     small = sum(p.stat().st_size for p in files.values()) <= CHECKSUM_LIMIT_BYTES
     digest = {name: [p.stat().st_size, _crc(p) if small else None] for name, p in files.items()}

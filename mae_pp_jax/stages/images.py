@@ -174,7 +174,7 @@ class ImageStage(Stage):
         return augment.normalize(images, data.mean, data.std)
 
     def encoder_handoff(self, *, head: str) -> Handoff:
-        """Takes the encoder of an MAE, WSP or classification run; `head` is the pattern of what starts fresh here.
+        """Takes the encoder of an MAE, WSP, classification or imported run; `head` is the pattern of what starts fresh.
 
         Positions are resized when the grid of patches changes (MAE util/pos_embed.py). The last norm belongs to the
         way of pooling: where that differs from the source's, it starts fresh.
@@ -187,9 +187,16 @@ class ImageStage(Stage):
             return positions.resize(table, (side, side), has_cls=cls)
 
         return Handoff(
-            stages=("mae", "wsp", "classify"),
+            stages=("mae", "wsp", "classify", "encoder"),
             move=((r"(encoder/.*)", r"\1"),),
-            drop=(r"decoder/.*", r"head/.*", r"encoder/(norm|fc_norm)/.*", r"encoder/cls_token"),
+            drop=(
+                r"decoder/.*",
+                r"head/.*",
+                r"projection/.*",
+                r"logit_scale",
+                r"encoder/(norm|fc_norm)/.*",
+                r"encoder/cls_token",
+            ),
             fresh=(head, r"encoder/(norm|fc_norm)/.*"),
             resize=((r"encoder/pos_embed", resize),),
         )

@@ -39,7 +39,7 @@ class MaeStage(ImageStage):
     def __init__(self, config: MaeStageConfig):
         super().__init__(config)
         self.model = Model(lambda rngs: Mae(config.model, config.mae, config.data.image_size, rngs=rngs))
-        self.handoff = Handoff(stages=("mae",), move=((r"(.*)", r"\1"),), fresh=(r"decoder/.*",))
+        self.handoff = Handoff(stages=("mae", "encoder"), move=((r"(.*)", r"\1"),), fresh=(r"decoder/.*",))
 
     def init(self, key):
         return self.model.init(key)

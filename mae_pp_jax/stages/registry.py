@@ -4,6 +4,7 @@ from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.stages.classify import ClassifyStage
+from mae_pp_jax.stages.encoder import EncoderStage
 from mae_pp_jax.stages.linear import LinearStage
 from mae_pp_jax.stages.low_shot import LowShotStage
 from mae_pp_jax.stages.mae import MaeStage
@@ -15,6 +16,7 @@ STAGES: dict[str, type[Stage]] = {
     "classify": ClassifyStage,
     "linear": LinearStage,
     "low_shot": LowShotStage,
+    "encoder": EncoderStage,
 }
 
 

@@ -1,0 +1,149 @@
+"""`convert`: public weights in and out."""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+
+from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.interop import released, tables
+from mae_pp_jax.interop.tensors import FLOATS
+from mae_pp_jax.models import positions
+from mae_pp_jax.stages import registry
+
+DESCRIPTION = """Reads public weights into the folder of a run, which any stage starts from (config.init_from.run) and
+evaluate and embed read; or writes a run's weights for another code base. Says what became of every tensor.
+
+examples, in:
+  python -m mae_pp_jax convert --from=mae_in1k:vit_b16 --to=runs/mae_b16      a released model (--list shows all)
+  python -m mae_pp_jax convert --from=model.safetensors --to=runs/imported    a file; its format is recognised
+  python -m mae_pp_jax convert --from=vit.pth --to=runs/vit --heads=6         a width that is not a usual one
+  python -m mae_pp_jax convert --from=maws:vit_h14 --to=runs/h14_518 --image_size=518
+examples, out:
+  python -m mae_pp_jax convert --from=runs/mae --to=mae.pth --to-format=mae
+  python -m mae_pp_jax convert --from=runs/finetune --to=vit.safetensors --to-format=timm
+  python -m mae_pp_jax convert --from=runs/mae --to=vit_mae --to-format=huggingface
+
+With a decoder a file becomes a run of stage mae, with a head of stage classify, else of stage encoder. PyTorch files are
+read without PyTorch and without running anything in them. Positions are resized as the file's original code does."""
+
+
+def add_parser(verbs) -> None:
+    parser = verbs.add_parser(
+        "convert",
+        help="read public weights, or write them",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list", action="store_true", help="list released models with sources and licences, and leave")
+    parser.add_argument("--from", dest="source", metavar="FILE|URL|NAME|DIR", help="weights, or a run to write out")
+    parser.add_argument("--to", metavar="DIR|FILE", help="new run folder, or new file to write")
+    parser.add_argument("--format", default="auto", help=f"of the weights: auto (default), {', '.join(tables.NAMES)}")
+    parser.add_argument("--to-format", "--to_format", help=f"write a run as {', '.join(tables.WRITTEN)}")
+    parser.add_argument("--heads", type=int, default=0, metavar="N", help="attention heads, where the file cannot say")
+    parser.add_argument("--decoder_heads", type=int, default=0, metavar="N", help="the same for the decoder")
+    parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="resize positions to this input")
+    parser.add_argument("--resize", choices=tuple(positions.METHODS), help="whose resizing (default: the format's own)")
+    parser.add_argument("--encoder_only", action="store_true", help="leave head and decoder behind")
+    parser.add_argument("--step", default="last", help="checkpoint of a run to write out (default: last)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", *FLOATS), help="of the numbers written out")
+    parser.set_defaults(run=run)
+
+
+def run(args) -> None:
+    if args.list:
+        print(released.table())
+        return
+    if not args.source or not args.to:
+        raise UserError("convert: give --from and --to; see python -m mae_pp_jax convert --help")
+    if args.to_format:
+        export_run(args.source, args.to, args.to_format, step=args.step, dtype=args.dtype)
+        return
+    import_file(
+        args.source,
+        args.to,
+        format=args.format,
+        heads=args.heads,
+        decoder_heads=args.decoder_heads,
+        image_size=args.image_size,
+        resize=args.resize,
+        encoder_only=args.encoder_only,
+    )
+
+
+def import_file(
+    source: str,
+    to: str,
+    *,
+    format: str = "auto",
+    heads: int = 0,
+    decoder_heads: int = 0,
+    image_size: int = 0,
+    resize: str | None = None,
+    encoder_only: bool = False,
+) -> dict:
+    """Turns public weights into the folder of a run.
+
+    Args:
+      source: a file, a folder of a Hugging Face model, a URL, or a name of `interop.released`.
+      to: the folder, new.
+      format: one of `interop.tables.NAMES`, or "auto".
+      heads: attention heads, 0 where the file says.
+      decoder_heads: attention heads of the decoder, 0 where the file says.
+      image_size: side in pixels to resize positions to, 0 to keep them.
+      resize: whose way of resizing, None for the format's own.
+      encoder_only: leave head and decoder behind.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: anything is wrong with the source, its content or the folder; nothing was written.
+    """
+    from mae_pp_jax.interop import files, importing, layout, matching  # slow to import for the --help of other verbs
+
+    target = pathlib.Path(to)
+    importing.check_target(target)
+    path, origin = _fetch(source)
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"--from: {path} is a run already; to write its weights out, add --to-format")
+    file = files.open_weights(path)
+    match = matching.match(path, file.tensors, format, wrapped=file.wrapper == "model", encoder_only=encoder_only)
+    mapping = layout.config(file, match, heads=heads, decoder_heads=decoder_heads, image_size=image_size)
+    config = registry.resolve(mapping)
+    shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))
+    shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
+    todo = importing.plan(file, match, shapes, resize or match.format.positions)
+    result = importing.write_run(target, todo, config_lib.to_dict(config), origin)
+    print(todo.report())
+    print(f"{target} is a run of stage {result['stage']} with {result['parameters']:,} parameters")
+    return result
+
+
+def export_run(run: str, to: str, format: str, *, step: str = "last", dtype: str = "auto") -> None:
+    """Writes the weights of a run as a file of another code base; see `interop.exporting`."""
+    from mae_pp_jax.interop import exporting
+
+    target = pathlib.Path(to)
+    exporting.check_target(target, format)
+    export = exporting.plan(pathlib.Path(run), step, format, dtype)
+    exporting.write(target, export)
+    print(export.report())
+    print(f"{target} holds the weights of {run}")
+
+
+def _fetch(source: str) -> tuple[pathlib.Path, dict]:
+    """The local path of a source, downloaded if need be, and what to remember of its origin."""
+    from mae_pp_jax.interop import download
+
+    release = released.find(source)
+    if release is not None:
+        print(f"{source}: {release.url}, licence {release.licence}", file=sys.stderr)
+        path = download.fetch(release.url, sha256=release.sha256, md5_prefix=release.md5_prefix)
+        return path, dict(name=source, url=release.url, licence=release.licence)
+    if download.is_url(source):
+        return download.fetch(source), dict(url=source, licence="not known; ask its publisher")
+    return pathlib.Path(source), dict(licence="not known; ask its publisher")

@@ -1,0 +1,1 @@
+"""Public weight files ⇄ our parameters: files, tables of names, conversion, and the releases."""

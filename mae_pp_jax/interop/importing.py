@@ -1,0 +1,218 @@
+"""A weight file becomes the folder of a run, which other stages start from and `evaluate` and `embed` read."""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+
+import numpy as np
+import tqdm
+
+from mae_pp_jax.core import console, disk, run_folder
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.interop import matching, stream
+from mae_pp_jax.interop.files import WeightFile
+from mae_pp_jax.interop.matching import Match, Place
+from mae_pp_jax.interop.tensors import refuse
+from mae_pp_jax.models import positions
+
+WHY = {  # a group of rows without a place here → why
+    "text": "the text tower has no place here yet",
+    "pooler": "transformers' pooler, which no task of ours uses",
+    "mask_token": "unused without a decoder",
+}
+TABLES = ("encoder/pos_embed", "decoder/pos_embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """What becomes of every tensor of a file.
+
+    Attributes:
+      file: the file.
+      match: what it was recognised as.
+      places: key → where it goes.
+      shapes: path → shape of our parameters.
+      resize: whose way of resizing positions, where their grid is another one (`positions.METHODS`).
+    """
+
+    file: WeightFile
+    match: Match
+    places: Mapping[str, Place]
+    shapes: Mapping[str, tuple[int, ...]]
+    resize: str
+
+    def report(self) -> str:
+        """Text that names every key of the file."""
+        match, tensors = self.match, self.file.tensors
+        lines = [
+            f"{self.file.path}: format {match.format.name}, {len(tensors)} tensors, "
+            f"{sum(t.nbytes for t in tensors.values()):,} bytes: {len(self.places)} moved, {len(match.left)} left"
+        ]
+        for key, place in self.places.items():
+            index = ", ".join(
+                ":" if i == slice(None) else "1:" if isinstance(i, slice) else str(i) for i in place.index
+            )
+            where = f"{place.path}[{index}]" if place.index else place.path
+            resized = " resized" if self._resized(key) else ""
+            lines.append(f"  {key} {_shape(tensors[key].shape)} → {where} {_shape(place.shape)}{resized}")
+        lines += [
+            f"  {key} {_shape(tensors[key].shape)} left: {WHY.get(group, 'not part of the encoder')}"
+            for key, group in match.left.items()
+        ]
+        lines += [f"  {name} left: no weights" for name in self.file.left]
+        return "\n".join(lines)
+
+    def _resized(self, key: str) -> bool:
+        place = self.places[key]
+        return place.path in TABLES and not matching.fits(place, self.file.tensors[key].shape)
+
+    def values(self, key: str) -> np.ndarray:
+        """Reads one tensor and brings it into the shape of its place, as float32."""
+        place, tensor = self.places[key], self.file.tensors[key]
+        values = tensor.read().astype(np.float32)
+        if self._resized(key):
+            table = values.reshape(-1, place.shape[-1])
+            side = int(place.shape[0] ** 0.5)
+            return positions.resize(table, (side, side), place.shape[0] > side * side, method=self.resize)
+        return place.take(values)
+
+    def parameters(self, wrote) -> dict[str, stream.Pieces]:
+        """Path → pieces, each read when it is written; `wrote` is called with the bytes of each in the file."""
+        keys: dict[str, list[str]] = collections.defaultdict(list)
+        for key, place in self.places.items():
+            keys[place.path].append(key)
+
+        def parts(path: str):
+            for key in keys[path]:
+                yield self.places[key].index, self.values(key)
+                wrote(self.file.tensors[key].nbytes)
+
+        def piece(path: str) -> tuple[int, ...]:
+            index = self.places[keys[path][0]].index
+            shape = self.shapes[path]
+            return tuple(1 if axis < len(index) and isinstance(index[axis], int) else n for axis, n in enumerate(shape))
+
+        return {p: stream.Pieces(self.shapes[p], piece(p), lambda p=p: parts(p)) for p in keys}
+
+
+def plan(file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], resize: str) -> Import:
+    """Finds the place of every tensor and checks that together they fill every parameter.
+
+    Args:
+      file: the file.
+      match: what it was recognised as.
+      shapes: path → shape of the parameters of the run that it becomes.
+      resize: whose way of resizing positions.
+
+    Raises:
+      UserError: a tensor does not fit, or a parameter is not filled.
+    """
+    places, filled = {}, collections.Counter()
+    for key, (row, i) in match.rows.items():
+        if row.path not in shapes:
+            raise refuse(file.path, f"{key} has no place in a run of this kind")
+        place = matching.place(row, i, shapes[row.path])
+        if not matching.fits(place, file.tensors[key].shape) and row.path not in TABLES:
+            raise refuse(
+                file.path, f"{key} {_shape(file.tensors[key].shape)} does not fit {row.path} {_shape(place.shape)}"
+            )
+        places[key] = place
+        filled[row.path] += int(np.prod(place.shape)) + (row.skip and row.skip * place.shape[-1])
+    for path, shape in shapes.items():
+        if filled[path] != int(np.prod(shape)):
+            raise refuse(
+                file.path,
+                f"fills {filled[path]:,} of the {int(np.prod(shape)):,} numbers of {path}; get the whole file",
+            )
+    return Import(file, match, places, shapes, resize)
+
+
+def write_run(to: pathlib.Path, todo: Import, config: dict, source: dict) -> dict:
+    """Writes the run's folder: `config.json`, `checkpoints/0` and `result.json`. All of it appears at once, or nothing.
+
+    Args:
+      to: the folder; must not exist or be empty.
+      todo: what becomes of every tensor.
+      config: the run's config as JSON.
+      source: where the file came from, for the lineage.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: the folder is taken, or the disk is full.
+    """
+    check_target(to)
+    needed = 4 * sum(int(np.prod(shape)) for shape in todo.shapes.values())
+    half = to.with_name(f".{to.name}.converting")
+    shutil.rmtree(half, ignore_errors=True)  # of a conversion that was killed
+    try:
+        with disk.writing(to):
+            half.mkdir(parents=True)
+            free = shutil.disk_usage(half).free
+            if free < needed:
+                raise UserError(f"--to: no space left at {to}: {needed:,} bytes are needed, {free:,} are free")
+            result = _fill(half, todo, config, source)
+            if to.is_dir():
+                to.rmdir()
+            os.rename(half, to)
+    except BaseException:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+    return result
+
+
+def check_target(to: pathlib.Path) -> None:
+    """Raises `UserError` unless a new run may be written there."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to: {to} exists already; give a new folder")
+
+
+def _fill(folder: pathlib.Path, todo: Import, config: dict, source: dict) -> dict:
+    file = todo.file
+    with bar("reading for SHA-256", sum(part.stat().st_size for part in file.parts)) as progress:
+        digest = file.sha256(progress.update)
+    dtypes = {str(file.tensors[key].dtype) for key in todo.places}
+    lineage = dict(
+        file=file.path.name,
+        format=todo.match.format.name,
+        sha256=digest,
+        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+        resize=todo.resize,
+        **source,
+    )
+    meta = dict(
+        config=config, dataset={}, lineage=[lineage], revision=run_folder.code_revision(), wall_seconds=0.0, step=0
+    )
+    with bar("converting", sum(file.tensors[key].nbytes for key in todo.places)) as progress:
+        stream.write_checkpoint(folder / "checkpoints" / "0", todo.parameters(progress.update), meta)
+    disk.write_json(folder / "config.json", config)
+    disk.write_whole(folder / "log.txt", todo.report() + "\n")
+    result = dict(
+        stage=config["stage"],
+        step=0,
+        images_seen=0,
+        metrics={},
+        parameters=sum(int(np.prod(shape)) for shape in todo.shapes.values()),
+        lineage=[lineage],
+        revision=meta["revision"],
+    )
+    disk.write_json(folder / "result.json", result)
+    return result
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int):
+    """A progress bar in bytes with time left, shown on a terminal."""
+    with tqdm.tqdm(
+        total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1024, disable=not console.on_terminal()
+    ) as shown:
+        yield shown
+
+
+def _shape(shape) -> str:
+    return "×".join(map(str, shape)) or "scalar"

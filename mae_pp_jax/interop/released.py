@@ -1,0 +1,157 @@
+"""The released models by name: where they lie, how large they are, their licence, and what was published of them."""
+
+import dataclasses
+import difflib
+
+from mae_pp_jax.core.errors import UserError
+
+NON_COMMERCIAL = "CC-BY-NC 4.0 (no commercial use)"
+META = "https://dl.fbaipublicfiles.com"
+MILLIONS = {"b16": 86, "l16": 303, "h14": 631, "2b14": 1890, "6.5b14": 6448}  # parameters of the encoders
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One file.
+
+    Attributes:
+      url: where it is published.
+      licence: of the weights.
+      gigabytes: about, float32 parameters by arithmetic.
+      figure: published result with its protocol, for the table of recipes.
+      recipe: the config that measures it here, or what is lacking.
+      sha256: of the file, once somebody has computed it; empty: not known.
+      md5_prefix: the digits of the MD5 that the publisher prints; empty: none.
+    """
+
+    url: str
+    licence: str
+    gigabytes: float
+    figure: str
+    recipe: str
+    sha256: str = ""
+    md5_prefix: str = ""
+
+
+def _gigabytes(millions: float) -> float:
+    return round(4 * millions / 1000, 2)
+
+
+def _releases() -> dict[str, Release]:
+    out = {}
+    # facebookresearch/mae README.md, FINETUNE.md; figures at 224 after full finetuning. `mae:` is MAWS's, on IG-3B.
+    for size, word, md5, tuned, top1, exact in (
+        ("b16", "base", "8cad7c", "1b25e9", 83.6, 83.664),
+        ("l16", "large", "b8b06e", "51f550", 85.9, 85.952),
+        ("h14", "huge", "9bdbb0", "2541f2", 86.9, 86.928),
+    ):
+        url, count = f"{META}/mae", MILLIONS[size]
+        finetune, evaluate = f"configs/classify/released.py:model=mae_in1k:vit_{size}", "evaluate"
+        pretrained = f"{url}/pretrain/mae_pretrain_vit_{word}.pth"
+        finetuned = f"{url}/finetune/mae_finetuned_vit_{word}.pth"
+        visualize = f"{url}/visualize/mae_visualize_vit_{word}.pth"
+        gigabytes = _gigabytes(count)
+        out[f"mae_in1k:vit_{size}"] = Release(
+            pretrained, NON_COMMERCIAL, gigabytes, f"finetuned at 224: {top1}", finetune, md5_prefix=md5
+        )
+        out[f"mae_in1k:vit_{size}_ft_in1k"] = Release(
+            finetuned, NON_COMMERCIAL, gigabytes, f"at 224: {exact}", evaluate, md5_prefix=tuned
+        )
+        out[f"mae_in1k:vit_{size}_decoder"] = Release(
+            visualize, NON_COMMERCIAL, _gigabytes(count + 26), "reconstructions", evaluate
+        )
+    # facebookresearch/maws README.md and model_builder.py.
+    for size, mae, linear, side, tuned in (
+        ("b16", 83.5, 83.3, 512, 86.832),
+        ("l16", 86.1, 86.1, 512, 88.796),
+        ("h14", 87.4, 87.5, 518, 89.502),
+        ("2b14", 87.8, 88.1, 518, 89.752),
+        ("6.5b14", 88.3, 88.6, 518, 90.064),
+    ):
+        url, gigabytes, name = f"{META}/maws", _gigabytes(MILLIONS[size]), f"vit_{size}"
+        out[f"mae:{name}"] = Release(
+            f"{url}/pretrain/mae/{name}.pt",
+            NON_COMMERCIAL,
+            gigabytes,
+            f"finetuned at 224: {mae}",
+            f"configs/classify/released.py:model=mae:{name}",
+        )
+        out[f"maws:{name}"] = Release(
+            f"{url}/pretrain/maws/{name}.pt",
+            NON_COMMERCIAL,
+            gigabytes,
+            f"linear at 224: {linear}",
+            f"configs/linear/released.py:model=maws:{name}",
+        )
+        out[f"maws:{name}_ft_in1k"] = Release(
+            f"{url}/finetune/in1k/maws/{name}_{side}.pt", NON_COMMERCIAL, gigabytes, f"at {side}: {tuned}", "evaluate"
+        )
+    out["mae_in1k:vit_2b14"] = Release(
+        f"{META}/maws/pretrain/mae_in1k/vit_2b14.pt",
+        NON_COMMERCIAL,
+        _gigabytes(MILLIONS["2b14"]),
+        "finetuned at 224: 87.4",
+        "configs/classify/released.py:model=mae_in1k:vit_2b14",
+    )
+    out["mae_in21k:vit_l16"] = Release(
+        f"{META}/maws/pretrain/mae_in21k/vit_l16.pt",
+        NON_COMMERCIAL,
+        _gigabytes(MILLIONS["l16"]),
+        "finetuned at 512: 86.9",
+        "configs/classify/released.py:model=mae_in21k:vit_l16",
+    )
+    for size, text, millions, zero_shot in (
+        ("b16", "xlmr_b", 278, 74.9),
+        ("l16", "xlmr_l", 559, 79.7),
+        ("h14", "xlmr_l", 559, 81.1),
+        ("2b14", "xlmr_l", 559, 82.1),
+    ):
+        out[f"maws_clip:vit_{size}_{text}"] = Release(
+            f"{META}/maws/pretrain/clip/vit_{size}_{text}.pt",
+            NON_COMMERCIAL,
+            _gigabytes(MILLIONS[size] + millions),
+            f"zero-shot at 224: {zero_shot}",
+            "none yet (needs the text tower)",
+        )
+    # facebookresearch/SWAG README.md.
+    for size, side, top1 in (("b16", 384, 85.29), ("l16", 512, 88.07), ("h14", 518, 88.55)):
+        gigabytes = _gigabytes(MILLIONS[size])
+        out[f"swag:vit_{size}"] = Release(
+            f"{META}/SWAG/vit_{size}.torch",
+            NON_COMMERCIAL,
+            gigabytes,
+            "none at 224",
+            f"configs/linear/released.py:model=swag:vit_{size}",
+        )
+        out[f"swag:vit_{size}_ft_in1k"] = Release(
+            f"{META}/SWAG/vit_{size}_in1k.torch", NON_COMMERCIAL, gigabytes, f"at {side}: {top1}", "evaluate"
+        )
+    return out
+
+
+RELEASES = _releases()
+
+
+def find(name: str) -> Release | None:
+    """The release of a name such as `maws:vit_b16`, or None for what is no name (a path or a URL).
+
+    Raises:
+      UserError: it looks like a name and is none.
+    """
+    if name in RELEASES:
+        return RELEASES[name]
+    family, colon, rest = name.partition(":")
+    if colon and "/" not in rest and family in {known.partition(":")[0] for known in RELEASES}:
+        near = difflib.get_close_matches(name, RELEASES, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--from: {name!r} is not a released model{hint} (convert --list shows all)")
+    return None
+
+
+def table() -> str:
+    """Text: every name with size, published figure, recipe, licence and source."""
+    lines = ["Published figures are ImageNet-1k top-1, %; none was measured here (not run).", ""]
+    for name, release in RELEASES.items():
+        lines.append(f"{name:<28} about {release.gigabytes:>5.2f} GB   {release.figure:<24} {release.recipe}")
+        lines.append(f"{'':<28} {release.licence}   {release.url}")
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""`embed` through the command line, and imported weights as the start of every stage."""
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mae_pp_jax.__main__ import main
+from mae_pp_jax.commands import convert, embed
+from mae_pp_jax.core import handoff, partition
+from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.stages import registry
+from tests.conftest import RECIPES, ROOT
+from tests.parity import checks
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The folder of an imported encoder for digits: 8×8 pixels, patches of 4, width 16."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("imported")
+    shapes = {
+        "patch_embed.proj.weight": (WIDTH, 3, 4, 4),
+        "patch_embed.proj.bias": (WIDTH,),
+        "pos_embed": (1, 5, WIDTH),
+        "cls_token": (1, 1, WIDTH),
+        "norm.weight": (WIDTH,),
+        "norm.bias": (WIDTH,),
+    }
+    for i in range(2):
+        for name, shape in {
+            "norm1.weight": (WIDTH,),
+            "norm1.bias": (WIDTH,),
+            "norm2.weight": (WIDTH,),
+            "norm2.bias": (WIDTH,),
+            "attn.qkv.weight": (3 * WIDTH, WIDTH),
+            "attn.qkv.bias": (3 * WIDTH,),
+            "attn.proj.weight": (WIDTH, WIDTH),
+            "attn.proj.bias": (WIDTH,),
+            "mlp.fc1.weight": (4 * WIDTH, WIDTH),
+            "mlp.fc1.bias": (4 * WIDTH,),
+            "mlp.fc2.weight": (WIDTH, 4 * WIDTH),
+            "mlp.fc2.bias": (WIDTH,),
+        }.items():
+            shapes[f"blocks.{i}.{name}"] = shape
+    weights = {key: rng.normal(size=shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
+    save_file(weights, folder / "vit.safetensors")
+    convert.import_file(str(folder / "vit.safetensors"), str(folder / "run"), heads=2)
+    return folder / "run"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images of 8×8 pixels as PNG, and their pixels in RGB."""
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image[:, :, ::-1])
+    return tmp_path, pixels
+
+
+def features_of(run, pixels, side=8):
+    """Tokens [images, tokens, width] of the model itself, without `embed`."""
+    stage, params = checks.load(run)
+    normal = (pixels / 255.0 - np.array(stage.config.data.mean)) / np.array(stage.config.data.std)
+    return np.asarray(stage.model.apply(params["encoder"], normal.astype(np.float32)))
+
+
+def test_writes_features_and_names(imported, photos, capsys):
+    folder, pixels = photos
+    out = folder / "features.npz"
+    arguments = ["embed", f"--workdir={imported}", f"--images={folder}/*.png", f"--out={out}", "--batch=2"]
+    assert main(arguments) == 0
+    assert "features of 5 images, 16 numbers each" in capsys.readouterr().out
+    written = np.load(out)
+    assert written["files"].tolist() == [str(folder / f"{i}.png") for i in range(5)]
+    assert written["features"].dtype == np.float32
+    tokens = features_of(imported, pixels)
+    np.testing.assert_allclose(written["features"], tokens[:, 0], rtol=1e-4, atol=1e-5)
+    assert main([*arguments, "--pool=mean"]) == 0
+    np.testing.assert_allclose(np.load(out)["features"], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_another_input_resizes_positions_as_the_source_does(imported, photos):
+    folder, _ = photos
+    mesh = partition.make_mesh(embed.MeshConfig(rules="replicate"))
+    small = embed.load(imported, mesh, image_size=16)
+    with jax.set_mesh(mesh):
+        images = np.random.default_rng(2).integers(0, 256, (8, 16, 16, 3), np.uint8)
+        found = {
+            m: np.asarray(embed.load(imported, mesh, image_size=16, resize=m).features(images)) for m in ("mae", "timm")
+        }
+        np.testing.assert_array_equal(small.features(images), found["timm"])
+    assert not np.array_equal(found["mae"], found["timm"])
+
+
+def test_a_trained_run_is_embedded_too(mae_run, photos):
+    folder, _ = photos
+    found, files = embed.embed(str(mae_run), f"{folder}/*.png", str(folder / "f.npz"))
+    assert found.shape == (5, 16) and np.isfinite(found).all() and len(files) == 5
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["--images=nothing/*"], "no file matches"),
+        (["--pool=projection"], "has no projection"),
+        (["--image_size=10"], "does not divide"),
+        (["--out=features.txt"], "must end in .npz"),
+        (["--workdir=nowhere"], "--workdir"),
+        (["--batch=0"], "--batch"),
+    ],
+)
+def test_wrong_arguments_are_one_line(imported, photos, capsys, change, words):
+    folder, _ = photos
+    base = {"--workdir": imported, "--images": f"{folder}/*.png", "--out": folder / "f.npz"}
+    base |= dict(argument.split("=") for argument in change)
+    assert main(["embed", *(f"{name}={value}" for name, value in base.items())]) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said
+    assert not (folder / "f.npz").exists()
+
+
+def test_unreadable_images_stop_it_or_are_left_out(imported, photos, capsys):
+    folder, _ = photos
+    (folder / "2.png").write_bytes(b"no image")
+    arguments = ["embed", f"--workdir={imported}", f"--images={folder}/*.png", f"--out={folder / 'f.npz'}"]
+    assert main(arguments) == 2
+    assert "2.png is no readable image" in capsys.readouterr().err
+    assert not (folder / "f.npz").exists()
+    assert main([*arguments, "--skip_unreadable"]) == 0
+    assert np.load(folder / "f.npz")["features"].shape == (4, 16)
+
+
+@pytest.mark.parametrize("name", ["mae", "wsp", "classify", "linear", "low_shot"])
+def test_every_stage_starts_from_imported_weights(imported, name):
+    from mae_pp_jax.core import config as config_lib
+
+    mapping = config_lib.load_file(str(ROOT / f"configs/{name}/digits.py"))
+    stage = registry.create(registry.resolve(mapping, RECIPES[name]))
+    _, source = checks.load(imported)
+    wanted = {p: leaf for p, leaf in flatten(source).items()}
+    target = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
+    plan = handoff.plan(stage.handoff, wanted, target, "imported")
+    blocks = {path for path in wanted if path.startswith("encoder/blocks/")}
+    assert blocks <= set(plan.moved) and "encoder/pos_embed" in plan.moved and not plan.resized
+
+
+def test_an_encoder_alone_is_not_evaluated_or_trained(imported, capsys):
+    assert main(["evaluate", f"--workdir={imported}"]) == 2
+    assert "nothing to evaluate" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""Compares our models with a reference case: imports its weights with `convert` and answers the same images."""
+
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from mae_pp_jax.commands import convert
+from mae_pp_jax.core import checkpoint, disk
+from mae_pp_jax.core.functional import Model, flatten, unflatten
+from mae_pp_jax.interop import files, matching
+from mae_pp_jax.models import mae, masking, positions, vit
+from mae_pp_jax.stages import registry
+
+LIMIT = 2e-5  # on max |ours - theirs| / max |theirs|; float32 in another order of summation
+
+
+def load(run: pathlib.Path):
+    """(stage, parameters) of a run."""
+    stage = registry.create(registry.resolve(disk.read_json(run / "config.json")))
+    step = checkpoint.find(run)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = checkpoint.shapes(run, step)["params"]
+    wanted = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where) for p, s in shapes.items()}
+    return stage, unflatten(checkpoint.read(run, step, "params", wanted))
+
+
+def difference(ours, theirs, floor: float = 0.0) -> float:
+    """max |ours - theirs| / max |theirs|, where the divisor is at least `floor`."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), floor))
+
+
+def weights_of(folder: pathlib.Path) -> pathlib.Path:
+    """What `convert` is given: the folder for Hugging Face's, else the file."""
+    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        return folder
+    return next(p for p in sorted(folder.iterdir()) if p.name.startswith(("model.", "weights.")))
+
+
+def check(folder: pathlib.Path, run: pathlib.Path) -> dict[str, float]:
+    """Imports a case into the folder `run` and gives the difference of every answer, by name."""
+    case = json.loads((folder / "case.json").read_text())
+    convert.import_file(str(weights_of(folder)), str(run), **case)
+    arrays = dict(np.load(folder / "arrays.npz"))
+    stage, params = load(run)
+    images = jnp.asarray(arrays["images"])
+    if stage.config.stage == "mae":
+        return _check_mae(folder, arrays, stage, params, images)
+    found = {}
+    encoder = {"encoder": params["encoder"], "head": params.get("head")}
+    if stage.config.stage == "encoder":
+        tokens = jax.jit(stage.model.apply)(encoder["encoder"], images)
+    else:
+        found["logits"] = difference(jax.jit(stage.model.apply)(encoder, images), arrays["logits"])
+        if "mean" in arrays and stage.config.model.pool == "mean":
+            features = jax.jit(lambda p, x: stage.model.apply(p, x, method="features"))(encoder, images)
+            return found | {"mean": difference(features, arrays["mean"])}
+        return found
+    cls = int(stage.config.model.cls_token)
+    return found | {
+        "cls": difference(tokens[:, 0], arrays["cls"]),
+        "mean": difference(tokens[:, cls:].mean(1), arrays["mean"]),
+    }
+
+
+def _check_mae(folder, arrays, stage, params, images) -> dict[str, float]:
+    noise = jnp.asarray(arrays["noise"])
+
+    @jax.jit
+    def answer(params):
+        def loss(params):
+            out = stage.model.apply(params, images, noise=noise)
+            return jnp.mean(out["loss"]), out
+
+        (value, out), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, out["prediction"], gradients
+
+    value, prediction, gradients = answer(params)
+    config = stage.config
+    encoder = Model(lambda rngs: vit.Encoder(config.model, config.data.image_size, pooled=False, rngs=rngs))
+    select, _ = masking.select_visible(noise, mae.visible_patches(config.mae, noise.shape[1]))
+    latent = jax.jit(encoder.apply)(params["encoder"], images, select=select)
+    found = {
+        "latent": difference(latent, arrays["latent"]),
+        "loss": difference(value[None], arrays["loss"]),
+        "prediction": difference(prediction, arrays["prediction"]),
+    }
+    return found | _check_gradients(folder, flatten(gradients))
+
+
+def _check_gradients(folder: pathlib.Path, ours: dict) -> dict[str, float]:
+    """The gradient of every weight, brought into our shapes by the table that moved the weights."""
+    theirs = {n.removeprefix("gradient/"): g for n, g in load_file(folder / "gradients.safetensors").items()}
+    file = files.open_weights(weights_of(folder))
+    # The gradients carry the names of the model in memory, which transformers saves under others.
+    tensors = {n: files.Tensor(g.shape, g.dtype, lambda g=g: g) for n, g in theirs.items()}
+    for name, tensor in file.tensors.items():
+        if name.endswith(("position_embeddings", "decoder_pos_embed")):
+            tensors[name] = tensor
+    match = matching.match(folder, tensors, "huggingface", wrapped=False, encoder_only=False)
+    # A key's bias moves all scores of a query alike: its gradient is zero up to rounding, so it is held against the
+    # largest gradient of all instead of its own.
+    largest = max(np.max(np.abs(gradient)) for gradient in theirs.values())
+    found = {}
+    for name, gradient in theirs.items():
+        floor = largest if re.search(r"\.(key|k_proj)\.bias$", name) else 0.0
+        place = matching.place(*match.rows[name], ours[match.rows[name][0].path].shape)
+        found[f"gradient {name}"] = difference(ours[place.path][place.index], place.take(gradient), floor)
+    return found
+
+
+def check_positions(folder: pathlib.Path) -> dict[str, float]:
+    """Differences of the resized tables of a case of `references.positions`."""
+    arrays = dict(np.load(folder / "arrays.npz"))
+    table = arrays.pop("table")
+    found = {}
+    for name, theirs in arrays.items():
+        method, side = name.split("_")
+        found[name] = difference(positions.resize(table, (int(side), int(side)), False, method=method), theirs)
+    return found
