@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 
+from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import checkpoint, disk, hardware, hosts, partition
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
@@ -15,8 +16,11 @@ from mae_pp_jax.stages import registry
 DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation split; prints the metrics as JSON and writes
 WORKDIR/evaluation_STEP.json.
 
-example:
-  python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp"""
+examples:
+  python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
+  python -m mae_pp_jax evaluate --workdir=runs/maws_b16_ft --config.data.name=/photos --config.data.eval_split=test
+
+--config.KEY=VALUE replaces a key of the run's config, such as the data that an imported model is measured on."""
 
 
 def add_parser(verbs) -> None:
@@ -29,17 +33,18 @@ def add_parser(verbs) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--evaluators", metavar="a,b", help="names of evaluators; all of the stage when not given")
     hosts.add_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, takes_overrides=True)
 
 
-def run(args) -> None:
+def run(args, rest: list[str]) -> None:
+    names, overrides = args.evaluators.split(",") if args.evaluators else None, parse_overrides(rest)
     with hosts.together(args):
-        found = evaluate(args.workdir, args.evaluators.split(",") if args.evaluators else None)
+        found = evaluate(args.workdir, names, overrides)
         if hosts.first():
             print(json.dumps(found, indent=1))
 
 
-def evaluate(workdir: str, names: list[str] | None = None) -> dict:
+def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, str] | None = None) -> dict:
     """Metrics of the newest undamaged checkpoint, also written as JSON.
 
     Raises:
@@ -49,7 +54,7 @@ def evaluate(workdir: str, names: list[str] | None = None) -> dict:
     folder = pathlib.Path(workdir)
     if not (folder / "config.json").is_file():
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
-    config = registry.resolve(disk.read_json(folder / "config.json"))
+    config = registry.resolve(disk.read_json(folder / "config.json"), overrides)
     stage = registry.create(config)
     mesh = partition.make_mesh(config.mesh)
     stage.reader = partition.reader(mesh)

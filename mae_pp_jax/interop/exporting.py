@@ -58,8 +58,6 @@ def plan(run: pathlib.Path, step: str, name: str, dtype: str) -> Export:
     config = checkpoint.meta(run, at)["config"]
     if config["stage"] not in STAGES:
         raise UserError(f"--from: {run} is a run of stage '{config['stage']}'; only {', '.join(STAGES)} can be written")
-    if name not in tables.WRITTEN:
-        raise UserError(f"--to-format: {name!r} is not one of {', '.join(tables.WRITTEN)}")
     items = checkpoint.shapes(run, at)
     item = "ema" if "ema" in items else "params"
     shapes = {path: tuple(leaf.shape) for path, leaf in items[item].items()}
@@ -121,7 +119,9 @@ def _tensor(run, step: int, item: str, place: matching.Place, shape: tuple[int, 
 
 
 def check_target(to: pathlib.Path, name: str) -> None:
-    """Raises `UserError` unless the target's name is that of a file (or folder) of the format, and free."""
+    """Raises `UserError` unless the format is one that is written and the target has a name of it, and is free."""
+    if name not in tables.WRITTEN:
+        raise UserError(f"--to-format: {name!r} is not one of {', '.join(tables.WRITTEN)}")
     suffixes = TORCH_SUFFIXES if name in ("mae", "maws") else (".safetensors", *TORCH_SUFFIXES)
     if name == "huggingface" and to.suffix in (".safetensors", *TORCH_SUFFIXES):
         raise UserError(f"--to: {to} names a file; huggingface is a folder with model.safetensors and config.json")
