@@ -44,6 +44,8 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
         raise refuse(file.path, f"holds {found}; a model here ends in one of them")
     if norms == ["norm"] and not cls and "head" in groups:
         raise refuse(file.path, "its head takes the mean after norm, which no stage here does; try --encoder_only")
+    if norms == ["norm"] and "head" in groups and settings.get("global_pool", "token") != "token":
+        raise refuse(file.path, "its head takes the mean after norm, which no stage here does; try --encoder_only")
     own = image_side(file, match)
     patch, width, depth = sizes["p"], sizes["D"], match.depths["encoder/blocks"]
     name = next((n for n, (w, d, _) in vit.SIZES.items() if (w, d) == (width, depth)), "Ti")
@@ -55,7 +57,7 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
         mlp=sizes["M"],
         cls_token=cls,
         pool="mean" if norms == ["fc_norm"] else "cls",
-        norm_eps=float(settings.get("layer_norm_eps", 1e-6)),
+        norm_eps=_number(file, "layer_norm_eps", 1e-6),
         drop_path=0.0,
     )
     mean, std = pixel_statistics(file, match)
@@ -101,6 +103,14 @@ def pixel_statistics(file: WeightFile, match: Match) -> tuple:
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def _number(file: WeightFile, name: str, default: float) -> float:
+    """A number from the settings beside the file."""
+    value = file.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise refuse(file.path, f"its config.json says {name}={value!r}, which is no number")
+    return float(value)
+
+
 def _has(match: Match, name: str) -> bool:
     return any(row.path == f"encoder/{name}" for row, _ in match.rows.values())
 
@@ -108,7 +118,7 @@ def _has(match: Match, name: str) -> bool:
 def _heads(file: WeightFile, match: Match, width: int) -> int:
     if "H" in match.sizes:
         return match.sizes["H"]
-    if isinstance(found := file.settings.get("num_attention_heads"), int):
+    if found := int(_number(file, "num_attention_heads", 0)):
         return found
     known = {w: h for w, _, h in vit.SIZES.values()}
     if width not in known:
@@ -120,7 +130,8 @@ def _heads(file: WeightFile, match: Match, width: int) -> int:
 
 def _decoder(file: WeightFile, match: Match, heads: int) -> dict:
     settings, width = file.settings, match.sizes["d"]
-    heads = heads or settings.get("decoder_num_attention_heads") or (DECODER_HEADS if width == DECODER_WIDTH else 0)
+    usual = DECODER_HEADS if width == DECODER_WIDTH else 0
+    heads = heads or int(_number(file, "decoder_num_attention_heads", usual))
     if not heads:
         raise UserError(
             f"--decoder_heads: {file.path} does not say how many attention heads its decoder of width {width} has; "
@@ -131,7 +142,7 @@ def _decoder(file: WeightFile, match: Match, heads: int) -> dict:
         decoder_depth=match.depths["decoder/blocks"],
         decoder_heads=heads,
         decoder_mlp=match.sizes["m"],
-        mask_ratio=float(settings.get("mask_ratio", 0.75)),
+        mask_ratio=_number(file, "mask_ratio", 0.75),
         # facebookresearch/mae's released models were trained with it; Hugging Face's settings say.
         normalize_target=bool(settings.get("norm_pix_loss", True)),
     )

@@ -7,6 +7,7 @@ from mae_pp_jax.core.errors import UserError
 
 NON_COMMERCIAL = "CC-BY-NC 4.0 (no commercial use)"
 META = "https://dl.fbaipublicfiles.com"
+FINETUNE, LINEAR = "configs/classify/released.py:model=", "configs/linear/released.py:model="
 MILLIONS = {"b16": 86, "l16": 303, "h14": 631, "2b14": 1890, "6.5b14": 6448}  # parameters of the encoders
 
 
@@ -37,30 +38,32 @@ def _gigabytes(millions: float) -> float:
     return round(4 * millions / 1000, 2)
 
 
-def _releases() -> dict[str, Release]:
+def _mae() -> dict[str, Release]:
+    """facebookresearch/mae README.md and FINETUNE.md, on IN1k; figures at 224 after full finetuning."""
     out = {}
-    # facebookresearch/mae README.md, FINETUNE.md; figures at 224 after full finetuning. `mae:` is MAWS's, on IG-3B.
     for size, word, md5, tuned, top1, exact in (
         ("b16", "base", "8cad7c", "1b25e9", 83.6, 83.664),
         ("l16", "large", "b8b06e", "51f550", 85.9, 85.952),
         ("h14", "huge", "9bdbb0", "2541f2", 86.9, 86.928),
     ):
-        url, count = f"{META}/mae", MILLIONS[size]
-        finetune, evaluate = f"configs/classify/released.py:model=mae_in1k:vit_{size}", "evaluate"
+        name, url = f"mae_in1k:vit_{size}", f"{META}/mae"
+        size_gb, with_decoder = _gigabytes(MILLIONS[size]), _gigabytes(MILLIONS[size] + 26)
         pretrained = f"{url}/pretrain/mae_pretrain_vit_{word}.pth"
+        out[name] = Release(
+            pretrained, NON_COMMERCIAL, size_gb, f"finetuned at 224: {top1}", FINETUNE + name, md5_prefix=md5
+        )
         finetuned = f"{url}/finetune/mae_finetuned_vit_{word}.pth"
+        out[f"{name}_ft_in1k"] = Release(
+            finetuned, NON_COMMERCIAL, size_gb, f"at 224: {exact}", "evaluate", md5_prefix=tuned
+        )
         visualize = f"{url}/visualize/mae_visualize_vit_{word}.pth"
-        gigabytes = _gigabytes(count)
-        out[f"mae_in1k:vit_{size}"] = Release(
-            pretrained, NON_COMMERCIAL, gigabytes, f"finetuned at 224: {top1}", finetune, md5_prefix=md5
-        )
-        out[f"mae_in1k:vit_{size}_ft_in1k"] = Release(
-            finetuned, NON_COMMERCIAL, gigabytes, f"at 224: {exact}", evaluate, md5_prefix=tuned
-        )
-        out[f"mae_in1k:vit_{size}_decoder"] = Release(
-            visualize, NON_COMMERCIAL, _gigabytes(count + 26), "reconstructions", evaluate
-        )
-    # facebookresearch/maws README.md and model_builder.py.
+        out[f"{name}_decoder"] = Release(visualize, NON_COMMERCIAL, with_decoder, "reconstructions", "evaluate")
+    return out
+
+
+def _maws() -> dict[str, Release]:
+    """facebookresearch/maws README.md and model_builder.py; `mae:` is its MAE on IG-3B."""
+    out, url = {}, f"{META}/maws"
     for size, mae, linear, side, tuned in (
         ("b16", 83.5, 83.3, 512, 86.832),
         ("l16", 86.1, 86.1, 512, 88.796),
@@ -68,68 +71,45 @@ def _releases() -> dict[str, Release]:
         ("2b14", 87.8, 88.1, 518, 89.752),
         ("6.5b14", 88.3, 88.6, 518, 90.064),
     ):
-        url, gigabytes, name = f"{META}/maws", _gigabytes(MILLIONS[size]), f"vit_{size}"
-        out[f"mae:{name}"] = Release(
-            f"{url}/pretrain/mae/{name}.pt",
-            NON_COMMERCIAL,
-            gigabytes,
-            f"finetuned at 224: {mae}",
-            f"configs/classify/released.py:model=mae:{name}",
-        )
-        out[f"maws:{name}"] = Release(
-            f"{url}/pretrain/maws/{name}.pt",
-            NON_COMMERCIAL,
-            gigabytes,
-            f"linear at 224: {linear}",
-            f"configs/linear/released.py:model=maws:{name}",
-        )
-        out[f"maws:{name}_ft_in1k"] = Release(
-            f"{url}/finetune/in1k/maws/{name}_{side}.pt", NON_COMMERCIAL, gigabytes, f"at {side}: {tuned}", "evaluate"
-        )
-    out["mae_in1k:vit_2b14"] = Release(
-        f"{META}/maws/pretrain/mae_in1k/vit_2b14.pt",
-        NON_COMMERCIAL,
-        _gigabytes(MILLIONS["2b14"]),
-        "finetuned at 224: 87.4",
-        "configs/classify/released.py:model=mae_in1k:vit_2b14",
-    )
-    out["mae_in21k:vit_l16"] = Release(
-        f"{META}/maws/pretrain/mae_in21k/vit_l16.pt",
-        NON_COMMERCIAL,
-        _gigabytes(MILLIONS["l16"]),
-        "finetuned at 512: 86.9",
-        "configs/classify/released.py:model=mae_in21k:vit_l16",
-    )
+        name, size_gb = f"vit_{size}", _gigabytes(MILLIONS[size])
+        for family, folder, figure, recipe in (
+            (f"mae:{name}", f"pretrain/mae/{name}", f"finetuned at 224: {mae}", f"{FINETUNE}mae:{name}"),
+            (f"maws:{name}", f"pretrain/maws/{name}", f"linear at 224: {linear}", f"{LINEAR}maws:{name}"),
+            (f"maws:{name}_ft_in1k", f"finetune/in1k/maws/{name}_{side}", f"at {side}: {tuned}", "evaluate"),
+        ):
+            out[family] = Release(f"{url}/{folder}.pt", NON_COMMERCIAL, size_gb, figure, recipe)
+    for name, size, figure in (
+        ("mae_in1k:vit_2b14", "2b14", "finetuned at 224: 87.4"),
+        ("mae_in21k:vit_l16", "l16", "finetuned at 512: 86.9"),
+    ):
+        file = f"{url}/pretrain/{name.replace(':', '/')}.pt"
+        out[name] = Release(file, NON_COMMERCIAL, _gigabytes(MILLIONS[size]), figure, FINETUNE + name)
     for size, text, millions, zero_shot in (
         ("b16", "xlmr_b", 278, 74.9),
         ("l16", "xlmr_l", 559, 79.7),
         ("h14", "xlmr_l", 559, 81.1),
         ("2b14", "xlmr_l", 559, 82.1),
     ):
+        file, size_gb = f"{url}/pretrain/clip/vit_{size}_{text}.pt", _gigabytes(MILLIONS[size] + millions)
         out[f"maws_clip:vit_{size}_{text}"] = Release(
-            f"{META}/maws/pretrain/clip/vit_{size}_{text}.pt",
-            NON_COMMERCIAL,
-            _gigabytes(MILLIONS[size] + millions),
-            f"zero-shot at 224: {zero_shot}",
-            "none yet (needs the text tower)",
-        )
-    # facebookresearch/SWAG README.md.
-    for size, side, top1 in (("b16", 384, 85.29), ("l16", 512, 88.07), ("h14", 518, 88.55)):
-        gigabytes = _gigabytes(MILLIONS[size])
-        out[f"swag:vit_{size}"] = Release(
-            f"{META}/SWAG/vit_{size}.torch",
-            NON_COMMERCIAL,
-            gigabytes,
-            "none at 224",
-            f"configs/linear/released.py:model=swag:vit_{size}",
-        )
-        out[f"swag:vit_{size}_ft_in1k"] = Release(
-            f"{META}/SWAG/vit_{size}_in1k.torch", NON_COMMERCIAL, gigabytes, f"at {side}: {top1}", "evaluate"
+            file, NON_COMMERCIAL, size_gb, f"zero-shot at 224: {zero_shot}", "none yet (needs the text tower)"
         )
     return out
 
 
-RELEASES = _releases()
+def _swag() -> dict[str, Release]:
+    """facebookresearch/SWAG README.md."""
+    out = {}
+    for size, side, top1 in (("b16", 384, 85.29), ("l16", 512, 88.07), ("h14", 518, 88.55)):
+        name, file, size_gb = f"swag:vit_{size}", f"{META}/SWAG/vit_{size}", _gigabytes(MILLIONS[size])
+        out[name] = Release(f"{file}.torch", NON_COMMERCIAL, size_gb, "none at 224", LINEAR + name)
+        out[f"{name}_ft_in1k"] = Release(
+            f"{file}_in1k.torch", NON_COMMERCIAL, size_gb, f"at {side}: {top1}", "evaluate"
+        )
+    return out
+
+
+RELEASES = {**_mae(), **_maws(), **_swag()}
 
 
 def find(name: str) -> Release | None:
