@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert, embed
 from mae_pp_jax.core import handoff, partition
-from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.core.functional import Model, flatten
+from mae_pp_jax.models import vit
 from mae_pp_jax.stages import registry
 from tests.conftest import RECIPES, ROOT
 from tests.parity import checks
@@ -96,10 +97,15 @@ def test_another_input_resizes_positions_as_the_source_does(imported, photos):
     assert not np.array_equal(found["mae"], found["timm"])
 
 
-def test_a_trained_run_is_embedded_too(mae_run, photos):
-    folder, _ = photos
-    found, files = embed.embed(str(mae_run), f"{folder}/*.png", str(folder / "f.npz"))
-    assert found.shape == (5, 16) and np.isfinite(found).all() and len(files) == 5
+def test_a_masked_autoencoder_is_embedded_by_its_encoder(photos, tmp_path):
+    folder, pixels = photos
+    convert.import_file(str(ROOT / "tests/parity/stored/huggingface_mae"), str(tmp_path / "mae"), image_size=8)
+    found, _ = embed.embed(str(tmp_path / "mae"), f"{folder}/*.png", str(folder / "f.npz"))
+    stage, params = checks.load(tmp_path / "mae")
+    encoder = Model(lambda rngs: vit.Encoder(stage.config.model, 8, pooled=False, rngs=rngs))
+    normal = (pixels / 255.0 - np.array(stage.config.data.mean)) / np.array(stage.config.data.std)
+    tokens = encoder.apply(params["encoder"], normal.astype(np.float32))
+    np.testing.assert_allclose(found, tokens[:, 0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

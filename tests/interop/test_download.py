@@ -63,7 +63,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_PP_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
