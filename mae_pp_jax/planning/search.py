@@ -125,10 +125,11 @@ def _row(candidate: Candidate, report: dict, space: candidates.Space) -> str:
     if "failed" in report:
         return tried + report["failed"]
     total, capacity = report["hbm_bytes"]["total"], report["hbm_capacity_bytes"]
+    share = f"{total / capacity:4.0%}" if capacity else "   –"
     fits = "fits" if space.fits(report) else "above 90%" if report["fits"] else "does not fit"
     seconds = report["op_cycle_seconds"]
     speed = f"{seconds:8.4f} s  {report['utilization_bound']:10.1%}" if seconds else "       –            –"
-    return f"{tried}{gib(total):>10} {total / capacity:4.0%} {fits:<12} {speed}"
+    return f"{tried}{gib(total):>10} {share} {fits:<12} {speed}"
 
 
 def _versions() -> list[str]:

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.planning import candidates, search, slices
 from mae_pp_jax.planning.candidates import Candidate
+from mae_pp_jax.stages import registry
+from tests.conftest import ROOT, TINY
 
 GIB = 2**30
 POLICIES = ("none", "full", "dots")  # as a config lists them: not in the order of their cost
@@ -124,6 +127,34 @@ def test_a_compiler_that_died_rules_nothing_out():
     space = candidates.space(slices.parse("v5e:8x8"), outline(3e8, 4096, [8]), POLICIES, tensor=1)
     died = {space.candidates[0]: dict(fits=None, failed="the compiler was killed")}
     assert len(space.open(died)) == len(space.candidates) - 1 and space.best(died) is None
+
+
+def test_the_table_ends_with_the_best(tmp_path):
+    chosen = slices.parse("v5e:8x8")
+    space = candidates.space(chosen, outline(3e8, 4096, [8, 16]), POLICIES, tensor=1)
+    done = searched(space, 40 * 2**20)
+    done[space.candidates[-1]] = dict(fits=None, failed="the compiler was killed")
+    table = search.lines(space, done, search.Journal(tmp_path / "search.jsonl", {"stage": "wsp"}, chosen))
+    assert table[-1] == search.overrides_text(space.best(done))
+    assert sum(" × " in line and "%" in line for line in table) == len(done) - 1
+    assert any("does not fit" in line for line in table) and any("was killed" in line for line in table)
+    assert "larger slice" in search.lines(space, {}, search.Journal(None, {"stage": "wsp"}, chosen))[-1]
+
+
+@pytest.mark.slow
+def test_a_search_compiles_side_by_side_and_goes_on_where_it_was(tmp_path):
+    """On simulated devices, whose reports say neither fit nor speed, so that nothing is ruled out."""
+    config = config_lib.to_dict(registry.resolve(config_lib.load_file(str(ROOT / "configs/wsp/digits.py")), TINY))
+    chosen = slices.parse("cpu:2")
+    space = candidates.Space(
+        [Candidate(2, 1, 1, "none"), Candidate(1, 2, 2, "full")], ["none", "full"], 16, 1000, 1000, limit=1e9
+    )
+    journal = search.Journal(tmp_path / "search.jsonl", config, chosen)
+    done = search.search(config, chosen, space, journal, jobs=2)
+    assert {(c.fsdp, report["mesh"]["fsdp"]) for c, report in done.items()} == {(1, 1), (2, 2)}
+    written = journal.path.read_text()
+    assert search.search(config, chosen, space, journal, jobs=2) == done
+    assert journal.path.read_text() == written
 
 
 def test_overrides_are_ready_to_paste():

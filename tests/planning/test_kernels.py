@@ -1,11 +1,15 @@
 """FLOPs of Pallas kernels, counted from their source."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from mae_pp_jax.planning import kernels
+from mae_pp_jax.core import hardware
+from mae_pp_jax.planning import cost, hlo, kernels
+from tests.planning import make_sample
 
 
 def products(x_ref, w_ref, out_ref):
@@ -33,6 +37,18 @@ def test_every_cell_and_every_turn_of_a_loop_counts(wrap):
     assert kernels.flops(jax.make_jaxpr(wrap(call))(*shapes)) == {
         ((32, 64), (64, 64), (32, 64)): 4 * (3 + 1) * 2 * 8 * 64 * 64
     }
+
+
+def test_source_and_compiled_program_agree_on_the_shapes():
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    weights = jax.ShapeDtypeStruct((make_sample.LAYERS, make_sample.WIDTH, make_sample.WIDTH), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((make_sample.BATCH, make_sample.WIDTH), jnp.bfloat16)
+    with jax.set_mesh(mesh):
+        counted = kernels.flops(jax.make_jaxpr(make_sample.program)(weights, x))
+    module = hlo.parse((pathlib.Path(__file__).parent / "sample_v5e_2x2.hlo").read_text())
+    found = cost.measure(module, hardware.CHIPS["TPU v5 lite"], counted)
+    flops = {o.name: o.flops for o in found.operations if o.opcode == cost.KERNEL}
+    assert flops == {"said.1": make_sample.KERNEL_FLOPS, "silent.1": make_sample.KERNEL_FLOPS}
 
 
 def test_no_kernel_no_flops():
