@@ -339,7 +339,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     try:
         return tuple(json.loads(_client().key_value_try_get(_VERDICT)))
     except jax.errors.JaxRuntimeError:  # the service is gone, and process 0 with it
-        print(said, file=sys.stderr, flush=True)
+        _say(said)
         return code, said
 
 
@@ -353,7 +353,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         )
     if hasattr(error, "exit_code"):
         return error.exit_code, line(error)
-    traceback.print_exception(error)
+    _say("".join(traceback.format_exception(error)).rstrip())
     return 1, f"stopped: process {jax.process_index()} failed: {traceback.format_exception_only(error)[-1].strip()}"
 
 
@@ -377,12 +377,18 @@ def _end(code: int, said: str) -> NoReturn:
     """Ends this process, not before all know why; without JAX's orderly shutdown, which waits for the dead."""
     _ending.acquire()  # never released: another thread that comes here waits for the end
     if first() and said:
-        print(said, file=sys.stderr, flush=True)
+        _say(said)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier("mae_pp_jax/left", LEAVE_SECONDS * 1000)
     if first():
         time.sleep(1)  # the others are gone before the service is
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
+
+
+def _say(text: str) -> None:
+    """Prints to stderr, where somebody still reads it: a process must also end when nobody does."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
