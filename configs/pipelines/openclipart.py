@@ -11,7 +11,7 @@ Small enough for two CPU cores; `width`, `depth` and `length` (a factor on all l
 import ml_collections
 
 LABELS = {"random": "random", "mae": "MAE", "wsp": "WSP", "mae_wsp": "MAE→WSP"}
-IMAGES = {"mae": 320_000, "wsp": 96_000, "linear": 48_000}  # seen by a stage at length 1
+IMAGES = {"mae": 200_000, "wsp": 60_000, "linear": 30_000}  # seen by a stage at length 1
 
 
 def get_config(data="openclipart", vocabulary="openclipart_tags.json", width=96, depth=4, heads=4, seeds=3, length=1.0):
