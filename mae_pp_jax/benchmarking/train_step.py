@@ -150,6 +150,7 @@ def random_state(program: Program) -> TrainState:
             seed=config.seed,
             ema=config.optim.ema > 0,
             metrics=metrics.zeros(program.shapes.metrics),
+            counts=tuple(program.shapes.counts),
         )
 
     with jax.set_mesh(program.mesh):
