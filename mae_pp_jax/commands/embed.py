@@ -23,6 +23,7 @@ from mae_pp_jax.core.functional import Model, flatten, unflatten
 from mae_pp_jax.core.partition import MeshConfig
 from mae_pp_jax.data import augment
 from mae_pp_jax.data import images as images_lib
+from mae_pp_jax.data.decode import Unreadable
 from mae_pp_jax.models import positions, vit
 
 log = logging.getLogger(__name__)
@@ -218,9 +219,8 @@ def _batches(files: list[str], side: int, batch: int, skip_unreadable: bool) -> 
 
     def read(name: str) -> np.ndarray | None:
         try:
-            data = pathlib.Path(name).read_bytes()
-            return images_lib.center_crop(images_lib.decode(data, lambda: name), side)
-        except (OSError, UserError) as error:
+            return images_lib.center_crop(pathlib.Path(name).read_bytes(), side)
+        except (OSError, Unreadable) as error:
             if not skip_unreadable:
                 raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error
             log.warning("%s is no readable image: skipped", name)
