@@ -182,7 +182,7 @@ def test_evaluate(refused, mae_run, tmp_path):
         (["train"], ["--config", "mae_pp_jax train --help"]),
         (["train", f"--config={MAE}"], ["--workdir"]),
         (["train", f"--config={MAE}", "--workdri=x"], ["--workdri=x", "--config.KEY=VALUE"]),
-        (["evaluate", "--workdir=x", "--step=3"], ["--step=3", "evaluate --help"]),
+        (["evaluate", "--workdir=x", "--step=3"], ["--step=3", "--config.KEY=VALUE"]),
         (["data", "prepare"], ["--name"]),
         (["report", "--workdir=/nowhere"], ["/nowhere"]),
     ],

@@ -56,7 +56,8 @@ def test_result(mae_run):
     result = json.loads((mae_run / "result.json").read_text())
     assert result["stage"] == "mae" and result["step"] == 12 and result["images_seen"] == 12 * 32
     assert result["metrics"]["test/loss"] == rows(mae_run)[-1]["test/loss"]
-    assert result["metrics"].keys() == {"train/loss", "train/gradient_norm", "train/learning_rate", "test/loss"}
+    names = {"train/loss", "train/gradient_norm", "train/learning_rate", "data/unreadable", "test/loss"}
+    assert result["metrics"].keys() == names and result["metrics"]["data/unreadable"] == 0
     assert result["images_per_second"] > 0 and result["wall_seconds"] > 0
     assert re.fullmatch("[0-9a-f]{64}", result["params_sha256"])
     assert result["lineage"] == [] and result["dataset"]["records"] == 1437

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mae_pp_jax.core import functional
 
@@ -17,7 +18,7 @@ class Affine(nnx.Module):
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (width,)))
 
     def __call__(self, x, gain=1.0):
-        return jnp.tanh(x @ self.kernel[...]) + self.bias[...] * gain
+        return jnp.tanh(checkpoint_name(x @ self.kernel[...], "hidden")) + self.bias[...] * gain
 
 
 class Tower(nnx.Module):

@@ -213,7 +213,10 @@ def test_help_shows_an_example_and_every_option(name):
 def test_a_detached_command_goes_on_when_the_connection_is_cut_and_is_shown_again(tmp_path):
     wait = f"echo begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo done; exit 75"
     command = [str(ROOT / "launch/detached.sh"), str(tmp_path / "state"), "bash", "-c", wait]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    # Where the tests themselves run under nohup, children would ignore the signal.
+    heard = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    heard = [sys.executable, "-c", heard, *command]
+    first = subprocess.Popen(heard, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert first.stdout.readline() == "begun\n"
     os.killpg(first.pid, signal.SIGHUP)  # what a terminal that goes away sends
     first.communicate(timeout=60)
