@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from mae_pp_jax.core import rng
+
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype=jnp.float32) -> jax.Array:
     """Scales uint8 pixels to (pixel / 255 - mean) / std.
@@ -21,7 +23,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
 def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
     """Mirrors images [batch, height, width, channels] left to right, each with probability one half by its key."""
-    flip = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (1, 1, 1)))(keys)
+    flip = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (1, 1, 1)))(rng.stream(keys, rng.FLIP))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 

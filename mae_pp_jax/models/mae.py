@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional
+from mae_pp_jax.core import functional, rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
@@ -147,11 +147,10 @@ class Mae(nnx.Module):
         """
         if keys is None and noise is None:
             raise ValueError("the mask needs keys or noise")
-        mask_keys, path_keys = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
         if noise is None:
-            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(mask_keys)
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(rng.stream(keys, rng.MASK))
         select, mask = masking.select_visible(noise, self.visible)
-        tokens = self.encoder(images, select=select, keys=path_keys, train=train)
+        tokens = self.encoder(images, select=select, keys=keys, train=train)
         prediction = self.decoder(tokens, select, mask)
         target, _, _ = self._target(images)
         error = jnp.mean(jnp.square(prediction - target), axis=-1)

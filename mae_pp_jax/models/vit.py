@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional, hardware
+from mae_pp_jax.core import functional, hardware, rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
@@ -234,7 +234,7 @@ class Encoder(nnx.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape)), x], axis=1)
         drop = ()
         if train and self.config.drop_path:
-            drop = (drop_path(keys, self.config.drop_path, self.dims.depth),)
+            drop = (drop_path(rng.stream(keys, rng.DROP_PATH), self.config.drop_path, self.dims.depth),)
         x = functional.scan(self.blocks, x, *drop, remat=self.config.remat)
         return x if self.mean_pool else self.norm(x)
 

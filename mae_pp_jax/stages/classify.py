@@ -50,8 +50,7 @@ class ClassifyStage(ImageStage):
         return self.model.init(key)
 
     def loss(self, params, batch, keys):
-        flip_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        logits = self.model.apply(params, self.pixels(batch, flip_keys), path_keys, train=True)
+        logits = self.model.apply(params, self.pixels(batch, keys), keys, train=True)
         targets = losses.smooth_labels(batch["label"], self.classes, self.config.label_smoothing)
         loss = losses.softmax_cross_entropy(logits, targets)
         ones = jnp.ones_like(loss)

@@ -45,8 +45,7 @@ class MaeStage(ImageStage):
         return self.model.init(key)
 
     def loss(self, params, batch, keys):
-        flip_keys, mask_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        out = self.model.apply(params, self.pixels(batch, flip_keys), mask_keys, train=True)
+        out = self.model.apply(params, self.pixels(batch, keys), keys, train=True)
         total = _sum(out["loss"], jnp.ones_like(out["loss"]))
         return total, {"loss": total}
 

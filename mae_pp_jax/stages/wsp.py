@@ -67,8 +67,7 @@ class WspStage(ImageStage):
         return self.model.init(key)
 
     def loss(self, params, batch, keys):
-        flip_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        logits = self.model.apply(params, self.pixels(batch, flip_keys), path_keys, train=True)
+        logits = self.model.apply(params, self.pixels(batch, keys), keys, train=True)
         metrics = self._measure(logits, batch["hashtags"], jnp.ones(logits.shape[0]))
         return metrics["loss"], metrics
 
