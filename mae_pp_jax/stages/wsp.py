@@ -7,7 +7,6 @@ images that carry at least one. It starts from the encoder of an MAE run, or fro
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from mae_pp_jax.core.config import key, section
