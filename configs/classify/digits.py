@@ -6,7 +6,7 @@ python -m mae_pp_jax train --config=configs/classify/digits.py --workdir=runs/ft
 import ml_collections
 
 
-def get_config(epochs=25):
+def get_config(epochs=30):
     c = ml_collections.ConfigDict()
     c.stage = "classify"
     c.train_for = f"{epochs} epochs"

@@ -6,7 +6,7 @@ python -m mae_pp_jax train --config=configs/mae/digits.py --workdir=runs/mae
 import ml_collections
 
 
-def get_config(epochs=150):
+def get_config(epochs=200):
     c = ml_collections.ConfigDict()
     c.stage = "mae"
     c.train_for = f"{epochs} epochs"

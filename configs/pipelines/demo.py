@@ -12,7 +12,7 @@ import ml_collections
 LABELS = {"random": "random", "mae": "MAE", "wsp": "WSP", "mae_wsp": "MAE→WSP"}
 DIGITS = "digits_hashtags"
 # Images that the stages see on the 1,437 digits; other data gets as many, however large it is.
-IMAGES = {"mae": 215_550, "wsp": 71_850, "classify": 35_925, "linear": 21_555}
+IMAGES = {"mae": 287_400, "wsp": 86_220, "classify": 43_110, "linear": 21_555}
 
 
 def get_config(data=DIGITS, image_size=32, patch=4, linear_seeds=3):

@@ -6,7 +6,7 @@ python -m mae_pp_jax train --config=configs/wsp/digits.py --workdir=runs/mae_wsp
 import ml_collections
 
 
-def get_config(epochs=50):
+def get_config(epochs=60):
     c = ml_collections.ConfigDict()
     c.stage = "wsp"
     c.train_for = f"{epochs} epochs"
