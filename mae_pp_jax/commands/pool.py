@@ -104,7 +104,7 @@ class _Workers:
             name = self._names[index]
             try:
                 result, error = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):  # reset, where it died with something unread
                 if self._terminated.is_set():
                     raise Preempted("preempted; run the same command again to resume") from None
                 raise RunStopped(

@@ -27,7 +27,7 @@ def test_sigterm_reaches_all_stages_and_the_same_command_goes_on(references, tmp
         until(process, lambda: any(trained(folder / stage, 9)() for stage in ("first", "second")))
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=120)
-    assert process.returncode == 75
+    assert process.returncode == 75, said
     assert said.splitlines()[-1].startswith("stopped: preempted")
     assert any(folder.glob("*/checkpoints/*")) and not any(folder.glob("*/result.json"))
     done = command(*arguments)
