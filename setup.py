@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mae_pp_jax", "mae_pp_jax.*"]),
     package_data={"mae_pp_jax.reporting": ["style.css"]},
-    entry_points={"console_scripts": ["mae-pp = mae_pp_jax.__main__:main"]},
+    entry_points={"console_scripts": ["mae-pp = mae_pp_jax.__main__:command_line"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

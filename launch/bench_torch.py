@@ -27,6 +27,8 @@ import time
 
 import tqdm
 
+from mae_pp_jax.core import allocator
+
 WARM_UP_STEPS = 3
 MATMUL_SIDE, MATMUL_REPEATS = 8192, 50
 LR, BETAS, WEIGHT_DECAY = 1.5e-4, (0.9, 0.95), 0.05
@@ -184,9 +186,12 @@ class Side:
 
     def __init__(self, make, case: Case):
         context = multiprocessing.get_context("spawn")
+        if make is ours:  # as `train` and `bench` start; PyTorch's side is left as it comes
+            os.environ[allocator.VARIABLE] = allocator.SETTING
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_side, args=(child, make, case), daemon=True)
         self._process.start()
+        os.environ.pop(allocator.VARIABLE, None)
         child.close()
         self.flops = self._receive()
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mae_pp_jax.core import console
+from mae_pp_jax.core import allocator, console
 from mae_pp_jax.core.errors import Preempted, ProcessLost, RunStopped, UserError, line
 
 DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) → transfer, for Vision Transformers in JAX.
@@ -11,6 +11,8 @@ DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) →
 Start with `make demo`, or train one stage:
   python -m mae_pp_jax train --config=configs/mae/digits.py --workdir=runs/mae
 Every verb explains itself: python -m mae_pp_jax VERB --help"""
+
+TRAINING = ("train", "pipeline", "bench")  # verbs that run train steps
 
 EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what and the mend); 3 the run stopped itself;
 75 preempted after saving, or a process of a run of many is gone: the same command resumes."""
@@ -27,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, pipeline, evaluate, embed, convert, plan, bench, data, report):
         command.add_parser(verbs)
     return top
+
+
+def command_line() -> int:
+    """`main` in a process of its own, for which memory is set up first."""
+    if sys.argv[1:2] and sys.argv[1] in TRAINING:
+        allocator.restart_tuned()
+    return main()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,4 +65,4 @@ def _no_rest(args, rest: list[str]):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

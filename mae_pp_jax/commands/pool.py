@@ -18,15 +18,12 @@ import time
 
 import tqdm
 
-from mae_pp_jax.core import console, hardware, loop
+from mae_pp_jax.core import allocator, console, hardware, loop
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
 
 log = logging.getLogger(__name__)
 
-# A CPU program frees and takes tens of MB a step; glibc by default hands them back to the system each time, in pages of
-# 4 KiB. Keeping them, in huge pages, raised the images/s of one core: 1.16× MAE, 1.45× classifier, each timed once.
-GLIBC_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
 LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal
 POLL_SECONDS = 0.5
 
@@ -69,7 +66,7 @@ class _Workers:
 
     def __init__(self, count: int):
         context = multiprocessing.get_context("spawn")
-        os.environ.setdefault("GLIBC_TUNABLES", GLIBC_TUNABLES)  # read when a process starts; nothing elsewhere
+        os.environ.setdefault(allocator.VARIABLE, allocator.SETTING)  # where a notebook or a script is the parent
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._pipes, self._processes, self._names = [], [], [None] * count
         for index in range(count):

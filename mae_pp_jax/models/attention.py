@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mae_pp_jax.core import hardware, partition
 from mae_pp_jax.models import attention_cpu, attention_tpu
+from mae_pp_jax.models.matmul import matmul
 
 QKV_AXES = (None, "batch", None, "heads")
 OUT_AXES = ("batch", None, "heads")
@@ -41,10 +42,25 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         kernel, bias = (p[...].astype(self.dtype) for p in (self.qkv.kernel, self.qkv.bias))
-        qkv = jnp.einsum("btw,wcx->cbtx", x, kernel.reshape(width, 3, width)) + bias.reshape(3, 1, 1, width)
-        out = checkpoint_name(attend(checkpoint_name(qkv, "qkv"), self.heads, self.attention), "attended")
+        qkv = _project(x, kernel.reshape(width, 3, width), bias.reshape(3, width))
+        out = checkpoint_name(attend(qkv, self.heads, self.attention), "attended")
         kernel, bias = (p[...].astype(self.dtype) for p in (self.proj.kernel, self.proj.bias))
-        return out @ kernel.reshape(width, width) + bias
+        return matmul(out, kernel.reshape(width, width)) + bias
+
+
+def _project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Tokens [batch, tokens, width] → queries, keys and values [3, batch, tokens, width].
+
+    Args:
+      x: tokens.
+      kernel: [width, 3, width].
+      bias: [3, width].
+    """
+    width = x.shape[-1]
+    if hardware.platform() == "cpu":  # one plain product of matrices
+        qkv = checkpoint_name(matmul(x, kernel.reshape(width, 3 * width)) + bias.reshape(-1), "qkv")
+        return jnp.moveaxis(qkv.reshape(*x.shape[:-1], 3, width), -2, 0)
+    return checkpoint_name(jnp.einsum("btw,wcx->cbtx", x, kernel) + bias[:, None, None, :], "qkv")
 
 
 def attend(qkv: jax.Array, heads: int, attention: str = "auto") -> jax.Array:
@@ -66,9 +82,9 @@ def attend(qkv: jax.Array, heads: int, attention: str = "auto") -> jax.Array:
         if attention_tpu.heads_of_block(local_heads, width // heads, tokens):
             kernel = functools.partial(attention_tpu.attend, heads=local_heads)
             return partition.on_each_device(kernel, QKV_AXES, OUT_AXES)(qkv)
-    query, key, value = qkv.reshape(3, batch, tokens, heads, width // heads)
     if platform == "cpu":
-        return attention_cpu.attend(query, key, value).reshape(batch, tokens, width)
+        return attention_cpu.attend(qkv, heads)
+    query, key, value = qkv.reshape(3, batch, tokens, heads, width // heads)
     fused = "cudnn" if platform == "gpu" and _cudnn_has(qkv.dtype, width // heads) else "xla"
     out = jax.nn.dot_product_attention(query, key, value, implementation=fused)
     return out.reshape(batch, tokens, width)

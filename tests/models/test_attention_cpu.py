@@ -11,18 +11,22 @@ from mae_pp_jax.models.attention_cpu import attend
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
 def test_values_and_gradients(dtype, tolerance, quick):
     rng = np.random.default_rng(3)
-    query, key, value, weights = (jnp.asarray(rng.normal(size=(2, 17, 3, 8)), dtype) for _ in range(4))
-    query = 4 * query  # away from the flat softmax of small scores
+    qkv, weights = (jnp.asarray(rng.normal(size=(*n, 2, 17, 24)), dtype) for n in ((3,), ()))
+    qkv = qkv.at[0].multiply(4)  # away from the flat softmax of small scores
+
+    def by_jax(qkv, heads):
+        query, key, value = qkv.reshape(3, 2, 17, heads, 8)
+        return jax.nn.dot_product_attention(query, key, value).reshape(2, 17, 24)
 
     def value_and_gradients(attention):
-        def objective(query, key, value):
-            out = attention(query, key, value)
+        def objective(qkv):
+            out = attention(qkv, 3)
             return jnp.sum((out * weights).astype(jnp.float32)), out
 
-        (_, out), grads = quick(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))(query, key, value)
-        return dict(zip(("out", "query", "key", "value"), (out, *grads), strict=True))
+        (_, out), grad = quick(jax.value_and_grad(objective, has_aux=True))(qkv)
+        return dict(zip(("out", "query", "key", "value"), (out, *grad), strict=True))
 
-    expected = value_and_gradients(jax.nn.dot_product_attention)
+    expected = value_and_gradients(by_jax)
     found = value_and_gradients(attend)
     for name, array in found.items():
         assert array.dtype == jnp.dtype(dtype)
@@ -32,12 +36,12 @@ def test_values_and_gradients(dtype, tolerance, quick):
 
 
 def test_large_scores_do_not_overflow():
-    query = jnp.full((1, 2, 1, 4), 1e3)
-    value = jnp.arange(8.0).reshape(1, 2, 1, 4)
-    np.testing.assert_allclose(attend(query, query, value), jnp.broadcast_to(value.mean(1, keepdims=True), value.shape))
+    query = jnp.full((1, 2, 4), 1e3)
+    value = jnp.arange(8.0).reshape(1, 2, 4)
+    found = attend(jnp.stack([query, query, value]), 1)
+    np.testing.assert_allclose(found, jnp.broadcast_to(value.mean(1, keepdims=True), value.shape))
 
 
 def test_the_backward_pass_keeps_nothing_as_large_as_the_weights():
-    query = jnp.zeros((1, 64, 2, 8))
-    _, pull = jax.vjp(attend, query, query, query)
+    _, pull = jax.vjp(lambda qkv: attend(qkv, 2), jnp.zeros((3, 1, 64, 16)))
     assert sum(leaf.size for leaf in jax.tree.leaves(pull)) < 2 * 64 * 64
