@@ -68,7 +68,8 @@ def ours(case: Case):
     import jax.numpy as jnp
 
     from mae_pp_jax.benchmarking import train_step
-    from mae_pp_jax.core import loop, partition
+    from mae_pp_jax.core import partition
+    from mae_pp_jax.core import program as program_lib
     from mae_pp_jax.stages import registry
 
     # On a CPU computing again is faster than keeping; PyTorch's side keeps everything everywhere.
@@ -87,7 +88,7 @@ def ours(case: Case):
         mapping |= dict(layer_decay=1.0, label_smoothing=0.0)
     stage = registry.create(registry.resolve(mapping))
     mesh = partition.make_mesh(stage.config.mesh, jax.devices()[:1])
-    step = train_step.TrainStep(loop.program(stage, mesh))
+    step = train_step.TrainStep(program_lib.make(stage, mesh))
     square = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), jnp.bfloat16)
     product = jax.jit(lambda x: jax.lax.fori_loop(0, MATMUL_REPEATS, lambda _, y: x @ y, x))
     return step.run, lambda: jax.block_until_ready(product(square)), stage.train_flops_per_image() * case.batch

@@ -7,7 +7,7 @@ import numpy as np
 
 from mae_pp_jax.benchmarking.train_step import FedTimes, StepTimes
 from mae_pp_jax.core import hardware
-from mae_pp_jax.core.loop import Program
+from mae_pp_jax.core.program import Program
 
 
 def setting(program: Program, config: str) -> dict:

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import metrics, partition
-from mae_pp_jax.core import state as state_lib
-from mae_pp_jax.core.loop import Program
+from mae_pp_jax.core import partition
+from mae_pp_jax.core.program import Program
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.core.state import TrainState
 
@@ -140,21 +139,9 @@ def cores() -> int:
 
 def random_state(program: Program) -> TrainState:
     """The state of a run from random weights, whatever the config starts from."""
-    config = program.stage.config
-
-    def create(key):
-        params = program.stage.init(key)
-        return state_lib.create(
-            params,
-            program.optimizer.init(params),
-            seed=config.seed,
-            ema=config.optim.ema > 0,
-            metrics=metrics.zeros(program.shapes.metrics),
-            counts=tuple(program.shapes.counts),
-        )
-
     with jax.set_mesh(program.mesh):
-        return jax.jit(create, out_shardings=program.shardings)(jax.random.key(config.seed))
+        create = jax.jit(lambda key: program.first_state(program.stage.init(key)), out_shardings=program.shardings)
+        return create(jax.random.key(program.stage.config.seed))
 
 
 def synthetic_batch(program: Program) -> dict[str, jax.Array]:

@@ -10,7 +10,8 @@ import tqdm
 from mae_pp_jax.benchmarking import report, train_step
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import console, disk, loop, partition
+from mae_pp_jax.core import console, disk, partition
+from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 
@@ -74,7 +75,7 @@ def bench(
         raise UserError(f"--steps: {steps} steps cannot be timed; give 1 or more, such as --steps=30")
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     stage = registry.create(resolved)
-    program = loop.program(stage, partition.make_mesh(resolved.mesh))
+    program = program_lib.make(stage, partition.make_mesh(resolved.mesh))
     with tqdm.tqdm(total=steps, desc="compiling", unit=" steps", **_bar()) as bar:
         timed = train_step.TrainStep(program)
         bar.set_description("step alone")

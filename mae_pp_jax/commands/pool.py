@@ -19,6 +19,7 @@ import time
 import tqdm
 
 from mae_pp_jax.core import allocator, console, hardware, loop
+from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
 
@@ -165,7 +166,7 @@ def _leave_with(parent: int) -> None:
 def _work(config) -> tuple[int, float]:
     """(images, model FLOPs) of a stage: the measure of progress."""
     stage = registry.create(config)
-    images = loop.steps_of(stage, "train_for") * config.global_batch
+    images = program_lib.steps_of(stage, "train_for") * config.global_batch
     return images, images * stage.train_flops_per_image()
 
 

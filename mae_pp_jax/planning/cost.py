@@ -33,7 +33,7 @@ FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncC
 KERNEL = "tpu_custom_call"  # target of a Pallas kernel
 WITHOUT_ESTIMATE_FACTOR = 2.0
 MODEL_CODE = "/mae_pp_jax/"
-BESIDE_MODEL = ("/mae_pp_jax/core/functional.py", "/mae_pp_jax/core/loop.py", "/mae_pp_jax/planning/")
+BESIDE_MODEL = ("/mae_pp_jax/core/functional.py", "/mae_pp_jax/core/program.py", "/mae_pp_jax/planning/")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import time
 
 import jax
 
-from mae_pp_jax.core import hardware, loop, partition
+from mae_pp_jax.core import hardware, partition
+from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.planning import cost, hlo, kernels, slices
@@ -41,7 +42,7 @@ def measure(stage: Stage, chosen: slices.Slice) -> dict:
     """
     with hardware.compiling_for(chosen.platform):
         mesh = partition.make_mesh(stage.config.mesh, devices=slices.devices(chosen))
-        program = loop.program(stage, mesh)
+        program = program_lib.make(stage, mesh)
         report = _facts(program, chosen)
         began = time.monotonic()
         compiled, error = _compile(program)
@@ -66,7 +67,7 @@ def outline(stage: Stage, chosen: slices.Slice) -> dict:
     devices, tensor = slices.devices(chosen), max(1, stage.config.mesh.tensor)
     with hardware.compiling_for(chosen.platform):
         one = partition.MeshConfig(data=1, fsdp=1, tensor=1)
-        state = loop.program(stage, partition.make_mesh(one, devices=devices[:1])).shapes
+        state = program_lib.make(stage, partition.make_mesh(one, devices=devices[:1])).shapes
     sizes = []
     for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) % (n * tensor) == 0):
         with contextlib.suppress(UserError):
@@ -80,7 +81,7 @@ def outline(stage: Stage, chosen: slices.Slice) -> dict:
     )
 
 
-def _facts(program: loop.Program, chosen: slices.Slice) -> dict:
+def _facts(program: program_lib.Program, chosen: slices.Slice) -> dict:
     """What is known before anything is compiled."""
     config, chip = program.stage.config, chosen.chip
     state = {
@@ -105,7 +106,7 @@ def _facts(program: loop.Program, chosen: slices.Slice) -> dict:
     )
 
 
-def _compile(program: loop.Program):
+def _compile(program: program_lib.Program):
     """(the compiled step, None), or (None, what the compiler raised)."""
     try:
         return program.compile(), None
@@ -145,7 +146,7 @@ def _too_large(error: jax.errors.JaxRuntimeError, report: dict) -> dict:
     return dict(fits=False, hbm_bytes={**report["hbm_bytes"], "total": int(total)}, hbm_capacity_bytes=int(available))
 
 
-def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) -> dict:
+def _speed(compiled, program: program_lib.Program, chosen: slices.Slice, report: dict) -> dict:
     """Seconds by the compiler's cycles, collectives, and the largest operations."""
     try:
         text = compiled.as_text()
@@ -177,7 +178,7 @@ def _speed(compiled, program: loop.Program, chosen: slices.Slice, report: dict) 
     )
 
 
-def _kernel_flops(program: loop.Program) -> dict[kernels.Shapes, float]:
+def _kernel_flops(program: program_lib.Program) -> dict[kernels.Shapes, float]:
     """FLOPs of one call of each Pallas kernel of the step, by its shapes."""
     with jax.set_mesh(program.mesh):
         return kernels.flops(jax.make_jaxpr(program.step)(program.shapes, program.stage.batch_spec()))

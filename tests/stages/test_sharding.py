@@ -8,6 +8,7 @@ import pytest
 
 from mae_pp_jax.core import checkpoint, loop, partition
 from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.stages import registry
 from tests.conftest import RECIPES, ROOT
@@ -23,7 +24,7 @@ def losses(stage, shape, steps=5, edit=lambda batch: batch):
     sizes = dict(zip(partition.MESH_AXES, shape, strict=True))
     config = config_lib.resolve(partition.MeshConfig, sizes)
     mesh = partition.make_mesh(config, jax.devices()[: int(np.prod(shape))])
-    prog = loop.program(stage, mesh)
+    prog = program_lib.make(stage, mesh)
     state, _, _ = loop.initial_state(prog)
     update = prog.compile()
     batches, out = stage.train_batches(0), []
@@ -73,7 +74,7 @@ def test_logits_of_a_head_split_over_devices_are_never_gathered(name):
     # Planned, not run: the data has fewer. No other axis of the model has 24 or 6 entries.
     stage = stage_of(name, **{declared: "24", "declared.records": "64"})
     config = config_lib.resolve(partition.MeshConfig, dict(data=2, fsdp=1, tensor=4))
-    text = loop.program(stage, partition.make_mesh(config)).compile().as_text()
+    text = program_lib.make(stage, partition.make_mesh(config)).compile().as_text()
     assert re.search(r"f32\[16,6\]", text), "a device has the logits of 16 images and 6 of 24 classes"
     assert not re.search(r"\[(16|32),24\]", text)
 
@@ -85,7 +86,7 @@ def test_program_does_not_grow_with_depth(name):
     def operations(depth):
         stage = stage_of(name, **{"model.depth": str(depth)})
         mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {"fsdp": 2, "data": 4}))
-        return loop.program(stage, mesh).lower().as_text().count("\n")
+        return program_lib.make(stage, mesh).lower().as_text().count("\n")
 
     assert operations(24) == operations(6)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.commands.train import train
-from mae_pp_jax.core import checkpoint, loop, partition
+from mae_pp_jax.core import checkpoint, partition
 from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import unflatten
 from mae_pp_jax.models.positions import sincos_2d
@@ -118,7 +119,7 @@ def test_every_recipe_builds_and_its_step_has_shapes(path):
     """STYLE section D (c): parameters, optimizer and one step of every config, by abstract evaluation."""
     stage = registry.create(registry.resolve(config_lib.load_file(str(path))))
     mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {}), jax.devices()[:1])
-    prog = loop.program(stage, mesh)
+    prog = program_lib.make(stage, mesh)
     after = jax.eval_shape(prog.step, prog.shapes, stage.batch_spec())
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), prog.shapes)
 
