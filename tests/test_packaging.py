@@ -46,7 +46,7 @@ def pins():
 def test_metadata(metadata):
     assert metadata["license"] == "Apache-2.0"
     assert metadata["python_requires"] == ">=3.11"
-    assert metadata["entry_points"]["console_scripts"] == ["mae-pp = mae_pp_jax.__main__:main"]
+    assert metadata["entry_points"]["console_scripts"] == ["mae-pp = mae_pp_jax.__main__:command_line"]
     assert set(metadata["extras_require"]) == {"tpu", "gpu", "torch", "beam", "test", "notebooks"}
     init = ast.parse((ROOT / "mae_pp_jax" / "__init__.py").read_text("utf-8"))
     version = next(n.value.value for n in init.body if isinstance(n, ast.Assign) and n.targets[0].id == "__version__")
