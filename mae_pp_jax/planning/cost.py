@@ -33,7 +33,10 @@ FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncC
 KERNEL = "tpu_custom_call"  # target of a Pallas kernel
 WITHOUT_ESTIMATE_FACTOR = 2.0
 MODEL_CODE = "/mae_pp_jax/"
-BESIDE_MODEL = ("/mae_pp_jax/core/functional.py", "/mae_pp_jax/core/program.py", "/mae_pp_jax/planning/")
+# Code that says nothing about which part of a model an operation belongs to.
+BESIDE_MODEL = tuple(
+    f"/mae_pp_jax/{p}" for p in ("core/functional.py", "core/program.py", "models/matmul.py", "planning/")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +234,7 @@ def where(module: hlo.Module, instruction: hlo.Instruction) -> str:
     stack = [
         function.removesuffix(".__call__").replace(".<locals>", "")
         for file, function in module.stack(instruction)
-        if MODEL_CODE in file and not any(beside in file for beside in BESIDE_MODEL)
+        if MODEL_CODE in file and not function.startswith("_") and not any(beside in file for beside in BESIDE_MODEL)
     ]
     path = instruction.op_name
     # A method says its class, an inner function the outer one.
