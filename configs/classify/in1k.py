@@ -28,7 +28,12 @@ def get_config(size="B/16"):
     c.log_every, c.eval_every = "100 steps", "1 epochs"
     c.checkpoint = dict(every="2%")
     c.data = dict(
-        name="imagenet2012", eval_split="validation", image_size=224, crop="random_resized", crop_scale=(0.08, 1.0)
+        name="imagenet2012",
+        eval_split="validation",
+        image_size=224,
+        crop="random_resized",
+        crop_scale=(0.08, 1.0),
+        eval_share=0.875,
     )
     c.declared = dict(records=1_281_167, classes=1000)
     c.model = dict(size=size, pool="mean", drop_path=drop_path, remat="dots")

@@ -33,7 +33,12 @@ def get_config(model="maws:vit_b16"):
     c.log_every, c.eval_every = "10 steps", "5 epochs"
     c.checkpoint = dict(every="10%")
     c.data = dict(
-        name="imagenet2012", eval_split="validation", image_size=224, crop="random_resized", crop_scale=(0.08, 1.0)
+        name="imagenet2012",
+        eval_split="validation",
+        image_size=224,
+        crop="random_resized",
+        crop_scale=(0.08, 1.0),
+        eval_share=0.875,
     )
     c.declared = dict(records=1_281_167, classes=1000)
     c.model = dict(size=size, pool="cls")

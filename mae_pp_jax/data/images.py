@@ -26,20 +26,26 @@ def pixels(image: bytes | np.ndarray) -> np.ndarray:
     return image if isinstance(image, np.ndarray) else decode.decode(image)
 
 
-def center_crop(image: bytes | np.ndarray, size: int) -> np.ndarray:
-    """Resizes the shorter side to `size` and cuts out the centre: uint8 [size, size, 3].
+def center_crop(image: bytes | np.ndarray, size: int, share: float = 1.0) -> np.ndarray:
+    """Resizes the shorter side to `size` / `share` and cuts out the centre: uint8 [size, size, 3].
 
     Decodes in full and averages areas, for evaluation and embedding.
     """
     image = pixels(image)
     height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    target = max(size, int(size / share))  # whole pixels downwards, as MAE's and timm's transforms
+    if (height, width) == (target, target) == (size, size):
         return image
     short = min(height, width)
-    height, width = (max(size, round(side * size / short)) for side in (height, width))
+    height, width = (max(target, round(side * target / short)) for side in (height, width))
     image = _resize(image, height, width)
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def squeeze(image: bytes | np.ndarray, size: int) -> np.ndarray:
+    """Resizes to [size, size, 3] whatever the shape; decodes in full and averages areas."""
+    return _resize(pixels(image), size, size)
 
 
 def random_resized_crop(

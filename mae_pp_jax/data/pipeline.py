@@ -106,7 +106,7 @@ def eval_batches(
         for place, index in enumerate((np.arange(start, stop) % total).tolist()):
             record = source[index]
             try:
-                batch.put(place, index, record, images.center_crop(record["image"], config.image_size))
+                batch.put(place, index, record, _eval_crop(record["image"], config))
             except decode.Unreadable as fault:
                 faults.add(source.describe(index), str(fault), "left out of the evaluation")
                 batch.put(place, index, record, np.uint8(0), unreadable=1)
@@ -218,7 +218,13 @@ def _train_crop(image: np.ndarray, config: DataConfig, draws: np.ndarray) -> np.
         return images.random_resized_crop(image, config.image_size, draws, config.crop_scale, config.crop_ratio)
     if config.crop == "shift":
         return images.shift_crop(image, config.image_size, draws, config.shift)
-    return images.center_crop(image, config.image_size)
+    return _eval_crop(image, config)
+
+
+def _eval_crop(image: bytes | np.ndarray, config: DataConfig) -> np.ndarray:
+    if config.eval_crop == "squeeze":
+        return images.squeeze(image, config.image_size)
+    return images.center_crop(image, config.image_size, config.eval_share)
 
 
 def _draws(start: int, stop: int, seed: int) -> np.ndarray:

@@ -36,6 +36,14 @@ class DataConfig:
     crop: str = key("random_resized", "how training images are cropped", choices=("random_resized", "shift", "none"))
     crop_scale: tuple[float, ...] = key((0.2, 1.0), "random_resized: smallest and largest share of the image's area")
     crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")
+    eval_crop: str = key(
+        "center",
+        "how evaluation images become square: their centre, or squeezed whole as the finetuned MAWS models expect",
+        choices=("center", "squeeze"),
+    )
+    eval_share: float = key(
+        1.0, "center: share of the shorter side that is kept; MAE and timm at 224 pixels: 0.875", low=0.01, high=1.0
+    )
     shift: int = key(1, "shift: largest move in pixels, zeros come in", low=0)
     flip: bool = key(True, "mirror half of the training images, on the device")
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")

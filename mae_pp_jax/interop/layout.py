@@ -65,7 +65,12 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
         stage=stage_of(match),
         model=model,
         data=dict(
-            name="imagenet2012", eval_split="validation", image_size=image_size or own, mean=list(mean), std=list(std)
+            name="imagenet2012",
+            eval_split="validation",
+            image_size=image_size or own,
+            mean=list(mean),
+            std=list(std),
+            **_evaluation_crop(file, match, image_size or own),
         ),
     )
     if out["stage"] == "classify":
@@ -101,6 +106,20 @@ def pixel_statistics(file: WeightFile, match: Match) -> tuple:
     if match.format.name in ("big_vision", "vision_transformer"):
         return HALF, HALF
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:
+    """How the publisher of a finetuned model makes evaluation images square (maws eval_finetuned.py, MAE datasets.py)."""
+    if "head" not in match.groups:
+        return {}
+    if match.format.name == "maws":
+        return {"eval_crop": "squeeze"}
+    if match.format.name == "mae":
+        return {"eval_share": 0.875 if side <= 224 else 1.0}
+    timm = file.settings.get("pretrained_cfg", {})
+    if isinstance(timm, Mapping) and isinstance(share := timm.get("crop_pct"), float) and 0.01 <= share <= 1:
+        return {"eval_share": share}
+    return {}
 
 
 def _number(file: WeightFile, name: str, default: float) -> float:

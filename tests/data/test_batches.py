@@ -135,6 +135,17 @@ def test_evaluation_sees_every_record_once_and_masks_the_rest(digits_config, glo
     np.testing.assert_array_equal(np.sort(seen), np.arange(len(held_out)))
 
 
+@pytest.mark.parametrize("crop, share", [("center", 0.5), ("squeeze", 1.0)])
+def test_evaluation_crops_as_the_config_says(digits_config, monkeypatch, crop, share):
+    config = dataclasses.replace(digits_config, eval_crop=crop, eval_share=share)
+    held_out = source.open_source(config, "test")
+    wide = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    monkeypatch.setattr(type(held_out), "__getitem__", lambda self, i: {"image": wide, "label": 0, "hashtags": ()})
+    batch = next(pipeline.eval_batches(held_out, config, global_batch=8))
+    wanted = images.squeeze(wide, 8) if crop == "squeeze" else images.center_crop(wide, 8, share)
+    np.testing.assert_array_equal(batch["image"][0], wanted)
+
+
 def test_batch_that_processes_cannot_share_is_refused(digits, digits_config):
     with pytest.raises(UserError, match="global_batch: 10 cannot be divided among 4 processes"):
         pipeline.train_batches(digits, digits_config, global_batch=10, seed=0, process_count=4)

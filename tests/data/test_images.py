@@ -61,6 +61,21 @@ def test_center_crop_takes_the_middle(height, width, size):
     np.testing.assert_allclose(out[..., :2].mean((0, 1)), middle, atol=max(3, one_pixel))
 
 
+def test_center_crop_keeps_the_share_that_it_is_told():
+    """The inner 7/8: what is in the outer sixteenth on each side is not seen."""
+    image = np.zeros((256, 512, 3), np.uint8)
+    image[:, :144] = image[:, -144:] = image[:16] = image[-16:] = 255
+    assert images.center_crop(image, 224, 0.875).max() == 0
+    assert images.center_crop(image, 224).max() == 255
+
+
+def test_squeeze_shows_everything():
+    image = picture(40, 80)
+    out = images.squeeze(image, 20)
+    np.testing.assert_allclose(out.mean((0, 1)), image.mean((0, 1)), atol=1)
+    np.testing.assert_allclose(out[0, 0], image[:2, :4].mean((0, 1)), atol=1)
+
+
 @pytest.mark.parametrize("side", [100, 300, 700])
 def test_crop_of_a_large_jpeg_differs_little_from_that_of_its_pixels(side):
     """Decoding at a reduced size and resizing bilinearly, against decoding in full and averaging areas."""

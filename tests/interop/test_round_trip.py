@@ -69,6 +69,18 @@ def test_huggingface_folder(tmp_path, random_weights):
     assert one == two
 
 
+@pytest.mark.parametrize(
+    ("format", "norm", "expected"), [("maws", "norm", ("squeeze", 1.0)), ("mae", "fc_norm", ("center", 0.875))]
+)
+def test_finetuned_models_are_evaluated_on_the_crop_of_their_publisher(
+    tmp_path, random_weights, save_torch, format, norm, expected
+):
+    save_torch(tmp_path / "ft.pth", random_weights(format, "cls_token", norm, "head"), *["model"] * (format == "mae"))
+    convert.import_file(str(tmp_path / "ft.pth"), str(tmp_path / "run"), format=format, heads=2)
+    data = disk.read_json(tmp_path / "run" / "config.json")["data"]
+    assert (data["eval_crop"], data["eval_share"]) == expected
+
+
 def test_a_published_vision_tower_keeps_its_projection(tmp_path, random_weights, save_torch, capsys):
     weights = random_weights("maws_clip", "cls_token", "norm", "projection", "text")
     weights = {k: v[:, :0] if 0 in v.shape else v for k, v in weights.items()}
