@@ -187,12 +187,15 @@ class Side:
 
     def __init__(self, make, case: Case):
         context = multiprocessing.get_context("spawn")
-        if make is ours:  # as `train` and `bench` start; PyTorch's side is left as it comes
+        # As `train` and `bench` start; PyTorch's side is left as it comes.
+        tuned = make is ours and allocator.VARIABLE not in os.environ
+        if tuned:
             os.environ[allocator.VARIABLE] = allocator.SETTING
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_side, args=(child, make, case), daemon=True)
         self._process.start()
-        os.environ.pop(allocator.VARIABLE, None)
+        if tuned:
+            del os.environ[allocator.VARIABLE]
         child.close()
         self.flops = self._receive()
 

@@ -12,10 +12,10 @@ Start with `make demo`, or train one stage:
   python -m mae_pp_jax train --config=configs/mae/digits.py --workdir=runs/mae
 Every verb explains itself: python -m mae_pp_jax VERB --help"""
 
-TRAINING = ("train", "pipeline", "bench")  # verbs that run train steps
-
 EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what and the mend); 3 the run stopped itself;
 75 preempted after saving, or a process of a run of many is gone: the same command resumes."""
+
+TRAINING = ("train", "pipeline", "bench")  # verbs that run train steps
 
 
 def parser() -> argparse.ArgumentParser:

@@ -64,7 +64,9 @@ def test_imports_follow_the_design(path):
 def test_models_data_and_ops_do_not_know_the_loop():
     for path in FILES:
         if path.relative_to(ROOT / "mae_pp_jax").parts[0] in ("models", "data", "ops"):
-            assert not {n for n in imported(path) if n.startswith(("mae_pp_jax.core.loop", "mae_pp_jax.core.program"))}, path
+            assert not {
+                n for n in imported(path) if n.startswith(("mae_pp_jax.core.loop", "mae_pp_jax.core.program"))
+            }, path
 
 
 def test_only_functional_splits_and_merges_modules():

@@ -30,6 +30,14 @@ def center_crop(image: bytes | np.ndarray, size: int, share: float = 1.0) -> np.
     """Resizes the shorter side to `size` / `share` and cuts out the centre: uint8 [size, size, 3].
 
     Decodes in full and averages areas, for evaluation and embedding.
+
+    Args:
+      image: a file, or uint8 [height, width, 3].
+      size: side of the result in pixels.
+      share: part of the shorter side that is kept, above 0 and at most 1; timm's crop_pct.
+
+    Raises:
+      decode.Unreadable: as `decode.decode`.
     """
     image = pixels(image)
     height, width = image.shape[:2]
@@ -44,7 +52,7 @@ def center_crop(image: bytes | np.ndarray, size: int, share: float = 1.0) -> np.
 
 
 def squeeze(image: bytes | np.ndarray, size: int) -> np.ndarray:
-    """Resizes to [size, size, 3] whatever the shape; decodes in full and averages areas."""
+    """Resizes a file or uint8 [height, width, 3] to uint8 [size, size, 3] whatever its shape; as `center_crop` else."""
     return _resize(pixels(image), size, size)
 
 

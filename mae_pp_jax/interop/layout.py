@@ -109,10 +109,14 @@ def pixel_statistics(file: WeightFile, match: Match) -> tuple:
 
 
 def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:
-    """How the publisher of a finetuned model makes evaluation images square (maws eval_finetuned.py, MAE datasets.py)."""
+    """How the publisher of a finetuned model makes evaluation images square, as keys of `data`.
+
+    Sources: maws eval_finetuned.py, facebookresearch/mae util/datasets.py, transformers' ViTImageProcessor, timm's
+    pretrained_cfg.
+    """
     if "head" not in match.groups:
         return {}
-    if match.format.name == "maws":
+    if match.format.name in ("maws", "huggingface"):
         return {"eval_crop": "squeeze"}
     if match.format.name == "mae":
         return {"eval_share": 0.875 if side <= 224 else 1.0}

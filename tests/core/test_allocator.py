@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from mae_pp_jax import __main__
 from mae_pp_jax.core import allocator
 
 SHOW = """
@@ -27,3 +28,12 @@ def test_restart():
     environment = {name: value for name, value in os.environ.items() if name != allocator.VARIABLE}
     assert shown(environment) == allocator.SETTING
     assert shown(environment | {allocator.VARIABLE: "glibc.malloc.check=0"}) == "glibc.malloc.check=0"
+
+
+@pytest.mark.parametrize(("verb", "restarts"), [("train", 1), ("pipeline", 1), ("bench", 1), ("convert", 0)])
+def test_verbs_that_train_restart(monkeypatch, verb, restarts):
+    calls = []
+    monkeypatch.setattr(allocator, "restart_tuned", lambda: calls.append(verb))
+    monkeypatch.setattr(sys, "argv", ["mae_pp_jax", verb, "--no-such-option"])
+    assert __main__.command_line() == 2
+    assert len(calls) == restarts

@@ -70,7 +70,12 @@ def test_huggingface_folder(tmp_path, random_weights):
 
 
 @pytest.mark.parametrize(
-    ("format", "norm", "expected"), [("maws", "norm", ("squeeze", 1.0)), ("mae", "fc_norm", ("center", 0.875))]
+    ("format", "norm", "expected"),
+    [
+        ("maws", "norm", ("squeeze", 1.0)),
+        ("mae", "fc_norm", ("center", 0.875)),
+        ("timm", "norm", ("center", 1.0)),
+    ],
 )
 def test_finetuned_models_are_evaluated_on_the_crop_of_their_publisher(
     tmp_path, random_weights, save_torch, format, norm, expected
