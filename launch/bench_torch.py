@@ -8,8 +8,9 @@
 Each side is a process of its own, so that neither meets the other's threads, allocator or leftovers; both are pinned
 to the same CPUs. Only one works at a time: they take turns of a few steps, so that whatever else slows the machine
 slows both, and each round gives one ratio of images/s. A step is forward, backward and AdamW on a batch that is
-already there. Here it is the step that `train` runs; in PyTorch, Hugging Face's ViTMAEForPreTraining or timm's ViT,
-with scaled-dot-product attention and fused AdamW and, on a GPU, autocast and torch.compile.
+already there; the first of each turn is not timed. Here it is the step that `train` runs; in PyTorch, Hugging Face's
+ViTMAEForPreTraining or timm's ViT, with scaled-dot-product attention and fused AdamW and, on a GPU, autocast and
+torch.compile.
 
 The last line is `ratio MEDIAN MIN MAX`, images/s here over PyTorch's, over all rounds of all cases. Needs the extra
 [torch]; timm only for the supervised cases.
@@ -170,8 +171,7 @@ def _side(pipe, make, case: Case) -> None:
     pipe.send(flops)
     while (request := pipe.recv()) is not None:
         what, steps = request
-        if what == "matmuls":
-            matmuls()  # warms up
+        matmuls() if what == "matmuls" else run(1)  # the first after a pause gets caches and memory back, untimed
         began = time.perf_counter()
         matmuls() if what == "matmuls" else run(steps)
         pipe.send(time.perf_counter() - began)
