@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -17,17 +18,33 @@ _REASONS = tuple(
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Raises `UserError` naming `path` when what happens inside fails for want of space or permission."""
+def writing(path: str | os.PathLike, key: str = "--workdir") -> Iterator[None]:
+    """Raises `UserError` naming `path`, and the key that chose it, when what happens inside lacks space or permission."""
     try:
         yield
     except Exception as error:
         reason = next((r for r in _REASONS if r.lower() in str(error).lower()), None)
         if reason is None:
             raise
-        raise UserError(
-            f"--workdir: cannot write {path}: {reason.lower()}; free space or choose another folder"
-        ) from error
+        raise UserError(f"{key}: cannot write {path}: {reason.lower()}; free space or choose another folder") from error
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path) -> Iterator[None]:
+    """Holds the one permission that the file `path` stands for, waiting for it. A process that dies gives it back."""
+    while True:
+        file = path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # The holder before us removed the file when done; then ours is no longer the one that others see.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        path.unlink()
+        file.close()
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:

@@ -35,6 +35,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     order: orders.Order | None = None,
+    labelled: bool = False,
     faults: Faults | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the training batches from `start_step` on, without end.
@@ -50,6 +51,7 @@ def train_batches(
       process_index: which process this is; it gets the `process_index`-th part of each global batch.
       process_count: number of processes; must divide `global_batch`.
       order: which record stands at each position of the stream; by default each once an epoch, shuffled by `seed`.
+      labelled: whether every record must have a label; else those without have -1.
       faults: collects the records that could not be read.
 
     Yields:
@@ -62,7 +64,7 @@ def train_batches(
 
     def load(start: int, stop: int) -> dict[str, np.ndarray]:
         draws = _draws(start, stop, seed)
-        batch = _Batch(source, config, stop - start)
+        batch = _Batch(source, config, stop - start, labelled)
         for place, index in enumerate(order.at(np.arange(start, stop)).tolist()):
             _fill_readable(batch, place, source, index, lambda image: _train_crop(image, config, draws[place]), faults)
         return batch.arrays()
@@ -77,6 +79,7 @@ def eval_batches(
     global_batch: int,
     process_index: int = 0,
     process_count: int = 1,
+    labelled: bool = False,
     faults: Faults | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of one pass over all records in order, with centre crops.
@@ -89,6 +92,7 @@ def eval_batches(
       global_batch: records a batch, over all processes.
       process_index: which process this is.
       process_count: number of processes; must divide `global_batch`. Each gets the same number of batches.
+      labelled: whether every record must have a label; else those without have -1.
       faults: collects the records that could not be read.
 
     Yields:
@@ -102,7 +106,7 @@ def eval_batches(
     faults = faults or Faults()
 
     def load(start: int, stop: int) -> dict[str, np.ndarray]:
-        batch = _Batch(source, config, stop - start)
+        batch = _Batch(source, config, stop - start, labelled)
         for place, index in enumerate((np.arange(start, stop) % total).tolist()):
             record = source[index]
             try:
@@ -167,8 +171,8 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 class _Batch:
     """The arrays of some records, filled in one by one."""
 
-    def __init__(self, source: Source, config: DataConfig, count: int):
-        self._source, self._max_tags = source, config.max_tags
+    def __init__(self, source: Source, config: DataConfig, count: int, labelled: bool):
+        self._source, self._max_tags, self._labelled = source, config.max_tags, labelled
         self._arrays = {
             "image": np.empty((count, config.image_size, config.image_size, 3), np.uint8),
             "record": np.empty(count, np.int64),
@@ -184,9 +188,9 @@ class _Batch:
         self._arrays["record"][place] = index
         self._arrays["unreadable"][place] = unreadable
         if self._source.class_names:
-            if record["label"] < 0:
+            if self._labelled and record["label"] < 0:
                 where = self._source.describe(index)
-                raise UserError(f"data: {where} has no label; choose a split that is labelled")
+                raise UserError(f"data: {where} has no label; choose a split in which every image has one")
             self._arrays["label"][place] = record["label"]
         if self._tags is not None:
             self._tags[place] = record["hashtags"]

@@ -7,20 +7,15 @@ many images carry each hashtag and which one is the rarest of each image, and ke
 import dataclasses
 import itertools
 import logging
-import os
 import pathlib
-import shutil
 import tempfile
 
 import numpy as np
-import tqdm
 
-from mae_pp_jax.core import console, disk
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import orders
+from mae_pp_jax.data import caching, orders
 
 log = logging.getLogger(__name__)
-
 _CHUNK = 2**20  # records whose hashtags are held as lists at a time
 
 
@@ -100,20 +95,7 @@ def tag_statistics(source, cache: str = "") -> TagStatistics:
     Raises:
       UserError: the cache cannot be written.
     """
-    root = pathlib.Path(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = root / "mae_pp_jax" / "hashtags" / source.fingerprint
-    if not folder.is_dir():
-        with disk.writing(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            half = pathlib.Path(tempfile.mkdtemp(prefix=f"incomplete.{source.fingerprint}.", dir=folder.parent))
-            try:
-                _count(source, half)
-                half.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # where another process was faster, its result is the same
-                    raise
-            finally:
-                shutil.rmtree(half, ignore_errors=True)
+    folder = caching.made_once("hashtags", source.fingerprint, cache, lambda half: _count(source, half))
     return TagStatistics(np.load(folder / "counts.npy"), np.load(folder / "rarest.npy", mmap_mode="r"))
 
 
@@ -124,7 +106,9 @@ def _count(source, folder: pathlib.Path) -> None:
     lengths = []
     with tempfile.TemporaryFile(dir=folder) as file:
         stream = source.hashtags()
-        for start in _progress(range(0, records, _CHUNK), f"counting the hashtags of {records:,} records"):
+        for start in caching.progress(
+            range(0, records, _CHUNK), f"counting the hashtags of {records:,} records", _CHUNK
+        ):
             tags = [np.unique(ids) for ids in itertools.islice(stream, min(_CHUNK, records - start))]
             joined = np.concatenate(tags).astype(np.uint32)
             counts += np.bincount(joined, minlength=hashtags)
@@ -144,8 +128,3 @@ def _count(source, folder: pathlib.Path) -> None:
             rarest[index * _CHUNK : index * _CHUNK + len(number)] = by_rank[best]
         rarest.flush()
         np.save(folder / "counts.npy", counts)
-
-
-def _progress(chunks, label: str):
-    log.info("%s, once for this dataset", label)
-    return tqdm.tqdm(chunks, desc=label, disable=not console.on_terminal(), unit_scale=_CHUNK, unit=" records")

@@ -1,6 +1,5 @@
 """Where records come from: TFDS datasets and folders of images, behind one small random-access interface."""
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -13,7 +12,7 @@ import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, folder, hashtags, images, mixture, orders, resampling, tfds_store
+from mae_pp_jax.data import caching, folder, hashtags, mixture, orders, resampling, tfds_store
 from mae_pp_jax.data.vocabulary import Vocabulary
 
 _SIMULATION_SEED = 0
@@ -60,7 +59,12 @@ class DataConfig:
     resample_t: float = key(0.001, "sqrt: share of images under which a hashtag is rare", low=0.0, high=1.0)
     resample_length: float = key(1.0, "swag: positions of a pass over images of the dataset", low=0.0)
     cache_dir: str = key("", "where what is computed from a dataset is kept; empty: the user's cache", restart=True)
-    cache: str = key("none", "ram: decode once and keep pixels in memory", choices=("none", "ram"), restart=True)
+    cache: str = key(
+        "none",
+        "for small sets, decode once and keep the pixels in memory, or on a local disk (cache_dir) for later runs too",
+        choices=("none", "ram", "disk"),
+        restart=True,
+    )
     threads: int | None = key(
         None,
         "threads that read, decode and crop; none: the cores and one, at most 8; 1 is best for tiny images in ram",
@@ -145,13 +149,15 @@ def open_source(config: DataConfig, split: str) -> Source:
         raise UserError(f"data.name: no folder {path}{hint}")
     else:
         source = tfds_store.TfdsSource(config.name, config.data_dir, split)
+    if config.cache == "disk":
+        source = caching.OnDisk(source, config.cache_dir)
     if config.hashtags == "simulated":
         source = SimulatedHashtags(source)
     if config.vocabulary:
         source = InVocabulary(source, Vocabulary.load(config.vocabulary))
     if config.untagged == "skip":
         source = Subset(source, tagged_indices(source))
-    return InMemory(source) if config.cache == "ram" else source
+    return caching.InMemory(source) if config.cache == "ram" else source
 
 
 def open_eval_source(config: DataConfig, train: Source) -> Source:
@@ -213,36 +219,6 @@ class Subset:
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._indices[index]))
-
-
-class InMemory:
-    """Keeps every record of another source, decoded, from its first use on."""
-
-    def __init__(self, source: Source):
-        self._source = source
-        self._records: list[dict | None] = [None] * len(source)
-        self.class_names = source.class_names
-        self.hashtag_names = source.hashtag_names
-        self.has_tags = source.has_tags
-        self.fingerprint = source.fingerprint
-        self.labels = source.labels
-        if self.hashtag_names:
-            self.hashtags = source.hashtags
-        if self.has_tags:
-            self.tags = source.tags
-        self.describe = source.describe
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        record = self._records[index]
-        if record is None:  # two threads may both come here; they store the same thing
-            record = self._source[index]
-            with contextlib.suppress(decode.Unreadable):  # stays encoded, and unreadable to all who ask
-                record = record | {"image": images.pixels(record["image"])}
-            self._records[index] = record
-        return record
 
 
 class SimulatedHashtags:

@@ -2,12 +2,12 @@
 
 import contextlib
 import difflib
-import fcntl
 import hashlib
 import importlib
 import json
 import logging
 import os
+import pathlib
 import struct
 import sys
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mae_pp_jax.core import disk
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data.builders import BUILDERS
 
@@ -261,22 +262,11 @@ def _lock(builder) -> Iterator[None]:
     if "://" in folder:
         yield
         return
-    path = os.path.join(folder, f".{builder.name}.lock")
-    with _as_user_error(f"cannot write to {folder}"):
-        os.makedirs(folder, exist_ok=True)
-        while True:
-            file = open(path, "w")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # The holder before us removed the file when done; then ours is no longer the one that others see.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    break
-            file.close()
-    try:
+    with contextlib.ExitStack() as held:
+        with _as_user_error(f"cannot write to {folder}"):
+            os.makedirs(folder, exist_ok=True)
+            held.enter_context(disk.lock(pathlib.Path(folder, f".{builder.name}.lock")))
         yield
-    finally:
-        os.unlink(path)
-        file.close()
 
 
 def _remove_empty(builder) -> None:

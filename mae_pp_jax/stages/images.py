@@ -124,6 +124,7 @@ class ImageStage(Stage):
             process_index=self.reader[0],
             process_count=self.reader[1],
             order=self.train_order,
+            labelled="label" in wanted,
             faults=self.faults,
         )
         return ({name: batch[name] for name in wanted} for batch in batches)
@@ -136,6 +137,7 @@ class ImageStage(Stage):
             global_batch=self.config.global_batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
+            labelled="label" in self.targets(),
             faults=self.faults,
         )
 

@@ -1,6 +1,7 @@
 """Batches depend on (seed, step) alone."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -164,10 +165,11 @@ def damaged(tmp_path, digits_config):
     return records, config, [i for i in range(len(records)) if records.describe(i)[-5] == "3"]
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
-def test_an_unreadable_image_is_replaced_by_the_next_and_counted(damaged, caplog, cache):
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_an_unreadable_image_is_replaced_by_the_next_and_counted(damaged, caplog, cache, tmp_path_factory):
     records, config, broken = damaged
-    records = source.InMemory(records) if cache == "ram" else records
+    folder = str(tmp_path_factory.mktemp("cache"))
+    records = source.open_source(dataclasses.replace(config, cache=cache, cache_dir=folder), "train")
     total = len(records)
     assert broken
     batches = _take(pipeline.train_batches(records, config, global_batch=6, seed=4), total)  # 6 epochs
@@ -204,3 +206,20 @@ def test_data_that_is_damaged_all_over_ends_the_run_from_a_reader_thread(tmp_pat
     broken = source.open_source(config, "train")
     with pytest.raises(RunStopped, match=r"images in a row cannot be read, from .*/[ab]/\d.png"):
         next(pipeline.train_batches(broken, config, global_batch=2, seed=0))
+
+
+class _HalfLabelled(source.Subset):
+    """Digits of which every other one lacks its label, as `data build` writes them."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return record | {"label": -1} if index % 2 else record
+
+
+@pytest.mark.parametrize("batches", [pipeline.eval_batches, functools.partial(pipeline.train_batches, seed=0)])
+def test_missing_labels_are_unknown_to_those_who_need_none_and_an_error_to_others(digits, digits_config, batches):
+    records = _HalfLabelled(digits, np.arange(20))
+    (batch,) = _take(batches(records, digits_config, global_batch=20), 1)
+    np.testing.assert_array_equal(batch["label"] < 0, batch["record"] % 2 == 1)
+    with pytest.raises(UserError, match="record [0-9]*[13579] has no label"):
+        _take(batches(records, digits_config, global_batch=20, labelled=True), 1)

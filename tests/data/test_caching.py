@@ -1,0 +1,103 @@
+"""Caches give the records of what they cache, and a disk cache survives kills, damage and company."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import caching, images, pipeline, source
+from tests.data.pictures import encode, noise
+
+
+@pytest.fixture
+def config(digits_config, tmp_path):
+    return dataclasses.replace(digits_config, cache="disk", cache_dir=str(tmp_path / "cache"))
+
+
+def _assert_same(cached, plain):
+    assert len(cached) == len(plain)
+    assert (cached.class_names, cached.hashtag_names, cached.has_tags, cached.fingerprint) == (
+        plain.class_names,
+        plain.hashtag_names,
+        plain.has_tags,
+        plain.fingerprint,
+    )
+    np.testing.assert_array_equal(cached.labels(), plain.labels())
+    for index in range(0, len(plain), 7):
+        ours, other = cached[index], plain[index]
+        assert ours.keys() == other.keys() and ours["label"] == other["label"]
+        np.testing.assert_array_equal(images.pixels(ours["image"]), images.pixels(other["image"]))
+        if plain.hashtag_names:
+            np.testing.assert_array_equal(ours["hashtags"], other["hashtags"])
+            assert ours["hashtags"].dtype == np.int32
+        assert cached.describe(index) == plain.describe(index)
+
+
+def test_records_from_disk_are_those_of_the_dataset_in_later_runs_too(config):
+    plain = source.open_source(dataclasses.replace(config, cache="none"), "test")
+    for _ in range(2):
+        cached = source.open_source(config, "test")
+        _assert_same(cached, plain)
+        assert all(np.array_equal(a, b) for a, b in zip(cached.hashtags(), plain.hashtags(), strict=True))
+    (kept,) = pathlib.Path(config.cache_dir, "mae_pp_jax", "pixels").iterdir()
+    assert kept.name == plain.fingerprint
+
+
+def test_the_second_run_reads_no_image_of_the_dataset(tmp_path, config):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "photos" / name / f"{i}.png").write_bytes(encode(noise(i, 9, 8), "png"))
+    config = dataclasses.replace(config, name=str(tmp_path / "photos"), crop="none", eval_fraction=0.0)
+    first = next(pipeline.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
+    for file in (tmp_path / "photos").glob("*/*.png"):
+        size = file.stat().st_size
+        file.write_bytes(b"\0" * size)  # same size and name: the same dataset, as far as can be told without reading it
+    again = next(pipeline.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
+    np.testing.assert_array_equal(again["image"], first["image"])
+
+
+def test_a_damaged_cache_is_one_line(config):
+    source.open_source(config, "test")
+    (pixels,) = pathlib.Path(config.cache_dir).rglob("pixels.bin")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    with pytest.raises(UserError, match="data.cache: .* is damaged; remove it"):
+        source.open_source(config, "test")
+
+
+def test_a_cache_that_cannot_be_written_names_its_key(config, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="data.cache_dir: cannot write"):
+        source.open_source(config, "test")
+
+
+def _make(cache, started, seconds):
+    def work(half):
+        started.set()
+        (half / "who").write_text(str(os.getpid()))
+        time.sleep(seconds)
+
+    folder = caching.made_once("things", "abc", cache, work)
+    return (folder / "who").read_text()
+
+
+def test_of_several_processes_one_works_and_a_killed_one_leaves_its_place_to_the_next(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        started = manager.Event()
+        killed = context.Process(target=_make, args=(str(tmp_path), started, 600))
+        killed.start()
+        assert started.wait(60)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.join()
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+            made_by = set(pool.map(_make, [str(tmp_path)] * 2, [manager.Event(), manager.Event()], [0.5, 0.5]))
+    assert len(made_by) == 1
+    assert [path.name for path in (tmp_path / "mae_pp_jax" / "things").iterdir()] == ["abc"]
