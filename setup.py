@@ -47,6 +47,7 @@ setup(
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
         "safetensors>=0.4.5",
+        "simplejpeg>=1.8",
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "matplotlib>=3.9",

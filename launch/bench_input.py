@@ -25,6 +25,8 @@ import tempfile
 import time
 import zipfile
 
+from mae_pp_jax.core import allocator
+
 SIDE = 224
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 WARM_UP = 4  # batches
@@ -59,7 +61,7 @@ def compare(args) -> None:
         speeds, speeds_of_cpu = {}, {}
         for side in list(FORMATS)[:: 1 if number % 2 else -1]:
             command = [sys.executable, __file__, *sys.argv[1:], f"--workdir={args.workdir}", f"--side={side}"]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment())
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment(side))
             speeds[side], speeds_of_cpu[side], memory = map(float, done.stdout.split()[-3:])
             print(
                 f"round {number + 1} {side:8} {speeds[side]:6.0f} images/s, {speeds_of_cpu[side]:6.0f} a second of "
@@ -72,8 +74,10 @@ def compare(args) -> None:
     print(f"ratio {statistics.median(ratios):.3f} {min(ratios):.3f} {max(ratios):.3f}")
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+def environment(side: str = "") -> dict[str, str]:
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    # `train` starts with this; TensorFlow is left as it comes.
+    return quiet | {allocator.VARIABLE: allocator.SETTING} if side == "ours" else quiet
 
 
 def prepare(args) -> None:

@@ -1,4 +1,4 @@
-"""Encoded files (JPEG, PNG, WebP, GIF, BMP) to pixels with OpenCV.
+"""Encoded files (JPEG, PNG, WebP, GIF, BMP) to pixels with OpenCV, and parts of a JPEG with libjpeg-turbo.
 
 A file is told by its first bytes, not by its name. Its size is read from the header and refused before anything is
 allocated if it is absurd. A file that ends early is refused: OpenCV says so of all kinds but JPEG, whose missing part it
@@ -10,6 +10,7 @@ import struct
 
 import cv2
 import numpy as np
+import simplejpeg
 
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
@@ -28,6 +29,7 @@ _REDUCED = {
 # Markers of JPEG (ITU T.81, table B.1), each after a byte 0xFF.
 _END, _SCAN, _EXIF, _PROGRESSIVE = 0xD9, 0xDA, 0xE1, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_LARGEST_UNIT = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -43,11 +45,15 @@ class Jpeg:
       data: the file.
       height: of the picture as it is to be seen, in pixels.
       width: likewise.
+      turned: whether it is stored in another orientation.
+      frame: where in `data` the frame header stands, which holds the stored height and width.
     """
 
     data: bytes
     height: int
     width: int
+    turned: bool
+    frame: int
 
     def pixels(self, reduce: int = 1) -> np.ndarray:
         """Decodes to uint8 [height, width, 3], each side divided by `reduce` (1, 2, 4 or 8) and rounded up.
@@ -55,6 +61,23 @@ class Jpeg:
         Reducing leaves out the high frequencies while decoding: it saves time and averages neighbouring pixels.
         """
         return _decode(self.data, cv2.IMREAD_COLOR_RGB | _REDUCED[reduce])
+
+    def top(self, rows: int) -> np.ndarray:
+        """Decodes the first `rows` rows, or more: uint8 [at least rows, width, 3].
+
+        A JPEG is coded row by row: with a smaller height in its header the decoder is done earlier. But for the last
+        rows that it gives, which lack their neighbours below, these are the pixels of the whole picture.
+        """
+        if self.turned:
+            return self.pixels()
+        rows = min((rows // _LARGEST_UNIT + 1) * _LARGEST_UNIT, self.height)
+        at = self.frame + 5
+        data = b"".join((self.data[:at], rows.to_bytes(2, "big"), self.data[at + 2 :]))
+        try:
+            # Not strict, for it would complain about the rest of the file.
+            return simplejpeg.decode_jpeg(data, strict=False)
+        except ValueError:  # a combination of resolutions that TurboJPEG has no name for; OpenCV asks libjpeg itself
+            return self.pixels()
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -78,7 +101,7 @@ def read_jpeg(data: bytes) -> Jpeg:
     Raises:
       Unreadable: damaged, or more than `MAX_PIXELS`.
     """
-    at, size, frame, orientation = 2, (0, 0), 0, 1
+    at, frame, orientation = 2, 0, 1
     try:
         while (marker := data[at + 1]) != _SCAN:
             if data[at] != 0xFF:
@@ -88,18 +111,20 @@ def read_jpeg(data: bytes) -> Jpeg:
                 continue
             (length,) = struct.unpack_from(">H", data, at + 2)
             if marker in _FRAMES:
-                frame, size = marker, struct.unpack_from(">HH", data, at + 5)
+                frame = at
             elif marker == _EXIF and data[at + 4 : at + 10] == b"Exif\0\0":
                 orientation = _exif_orientation(data[at + 10 : at + 2 + length])
             at += 2 + length
+        size = struct.unpack_from(">HH", data, frame + 5) if frame else (0, 0)
     except (IndexError, struct.error) as error:
         raise Unreadable(f"ends in its header, after {len(data):,} bytes") from error
     _check_size(*size)
     if data.rfind(bytes([0xFF, _END]), at) < 0:
         raise Unreadable(f"ends early, after {len(data):,} bytes")
-    if frame == _PROGRESSIVE and data.count(bytes([0xFF, _SCAN]), at) > MAX_SCANS:
+    if data[frame + 1] == _PROGRESSIVE and data.count(bytes([0xFF, _SCAN]), at) > MAX_SCANS:
         raise Unreadable(f"more than {MAX_SCANS} scans")
-    return Jpeg(data, *(reversed(size) if orientation > 4 else size))
+    height, width = reversed(size) if orientation > 4 else size
+    return Jpeg(data, height, width, orientation > 1, frame)
 
 
 def _decode_other(data: bytes) -> np.ndarray:

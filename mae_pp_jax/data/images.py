@@ -2,7 +2,8 @@
 
 Crops take their randomness as `draws`, numbers uniform in [0, 1) that belong to one position of the stream of
 training images, so that a crop does not depend on the thread or host that makes it. A crop is chosen from the size in
-the file's header; a JPEG that is much larger than needed is then decoded at a half, a quarter or an eighth of its size.
+the file's header. A JPEG that is much larger than needed is then decoded at a half, a quarter or an eighth of its size,
+another one no further than to the last row of the crop.
 """
 
 import math
@@ -78,7 +79,7 @@ def random_resized_crop(
         reduce = next((r for r in _REDUCTIONS if min(box[2:]) >= r * size), 1)
         if reduce > 1:
             return _resize_part(jpeg.pixels(reduce), [side / reduce for side in box], size)
-        image = jpeg.pixels()
+        image = jpeg.top(box[0] + box[2])
     else:
         image = pixels(image)
         box = random_box(*image.shape[:2], draws, scale, ratio)

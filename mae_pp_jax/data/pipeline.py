@@ -6,8 +6,10 @@ at once, and its global batches are the same on any number of processes and thre
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -62,14 +64,13 @@ def train_batches(
     order = order or orders.Shuffled(len(source), seed)
     faults = faults or Faults()
 
-    def load(start: int, stop: int) -> dict[str, np.ndarray]:
-        draws = _draws(start, stop, seed)
-        batch = _Batch(source, config, stop - start, labelled)
-        for place, index in enumerate(order.at(np.arange(start, stop)).tolist()):
-            _fill_readable(batch, place, source, index, lambda image: _train_crop(image, config, draws[place]), faults)
-        return batch.arrays()
+    def load(batch: _Batch, place: int, start: int, stop: int) -> None:
+        indices = order.at(np.arange(start, stop)).tolist()
+        for place, index, draws in zip(range(place, place + stop - start), indices, _draws(start, stop, seed)):
+            _fill_readable(batch, place, source, index, lambda image: _train_crop(image, config, draws), faults)
 
-    return _batches(load, config, global_batch, start_step, _FOREVER, process_index, process_count)
+    make = functools.partial(_Batch, source, config, labelled)
+    return _batches(make, load, config, global_batch, start_step, _FOREVER, process_index, process_count)
 
 
 def eval_batches(
@@ -105,28 +106,29 @@ def eval_batches(
     total = len(source)
     faults = faults or Faults()
 
-    def load(start: int, stop: int) -> dict[str, np.ndarray]:
-        batch = _Batch(source, config, stop - start, labelled)
-        for place, index in enumerate((np.arange(start, stop) % total).tolist()):
+    def load(batch: _Batch, place: int, start: int, stop: int) -> None:
+        for place, index in enumerate((np.arange(start, stop) % total).tolist(), place):
             record = source[index]
             try:
                 batch.put(place, index, record, _eval_crop(record["image"], config))
             except decode.Unreadable as fault:
                 faults.add(source.describe(index), str(fault), "left out of the evaluation")
                 batch.put(place, index, record, np.uint8(0), unreadable=1)
-        arrays = batch.arrays()
-        return arrays | {"mask": ((np.arange(start, stop) < total) & (arrays["unreadable"] == 0)).astype(np.float32)}
 
-    unreadable, steps = 0, -(-total // global_batch)
-    with contextlib.closing(_batches(load, config, global_batch, 0, steps, process_index, process_count)) as batches:
-        for batch in batches:
+    unreadable, steps, local = 0, -(-total // global_batch), global_batch // process_count
+    make = functools.partial(_Batch, source, config, labelled)
+    stream = _batches(make, load, config, global_batch, 0, steps, process_index, process_count)
+    with contextlib.closing(stream) as batches:
+        for step, batch in enumerate(batches):
             unreadable += int(batch["unreadable"].sum())
             faults.check(unreadable, -(-total // process_count), config.max_unreadable)
-            yield batch
+            positions = step * global_batch + process_index * local + np.arange(local)
+            yield batch | {"mask": ((positions < total) & (batch["unreadable"] == 0)).astype(np.float32)}
 
 
 def _batches(
-    load: Callable[[int, int], dict],
+    make: Callable[[int], "_Batch"],
+    load: Callable[["_Batch", int, int, int], None],
     config: DataConfig,
     global_batch: int,
     start_step: int,
@@ -134,16 +136,26 @@ def _batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates over steps; `load(start, stop)` makes the records at these positions of the stream."""
+    """Iterates over steps.
+
+    Several readers work on a batch at once, each on some of its records: `make(count)` gives room for a batch, and
+    `load(batch, place, start, stop)` puts the records at these positions of the stream there, the first at `place`.
+    """
     if global_batch % process_count:
         raise UserError(f"global_batch: {global_batch} cannot be divided among {process_count} processes")
     local = global_batch // process_count
     chunks = -(-local // _CHUNK)  # of each step
+    under_way: dict[int, _Batch] = {}
+    lock = threading.Lock()
 
-    def load_chunk(index: int) -> dict[str, np.ndarray]:
+    def load_chunk(index: int) -> int:
         step, chunk = divmod(index, chunks)
+        with lock:
+            batch = under_way.get(step) or under_way.setdefault(step, make(local))
         first = step * global_batch + process_index * local
-        return load(first + chunk * local // chunks, first + (chunk + 1) * local // chunks)
+        start, stop = chunk * local // chunks, (chunk + 1) * local // chunks
+        load(batch, start, first + start, first + stop)
+        return step
 
     stop = min(stop_step * chunks, _FOREVER)
     threads = config.threads
@@ -155,23 +167,17 @@ def _batches(
         grain.MapDataset.range(start_step * chunks, stop)
         .map(load_chunk)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
-        .batch(chunks, batch_fn=_joined)
+        .batch(chunks, batch_fn=lambda steps: under_way.pop(steps[0]).arrays())
     )
-    if threads > 1:  # joining the parts takes milliseconds that a training step would wait for
+    if threads > 1:  # padding hashtags takes time that a training step would wait for
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
     return iter(batches)
-
-
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class _Batch:
     """The arrays of some records, filled in one by one."""
 
-    def __init__(self, source: Source, config: DataConfig, count: int, labelled: bool):
+    def __init__(self, source: Source, config: DataConfig, labelled: bool, count: int):
         self._source, self._max_tags, self._labelled = source, config.max_tags, labelled
         self._arrays = {
             "image": np.empty((count, config.image_size, config.image_size, 3), np.uint8),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,6 +79,16 @@ def test_reduced_jpeg_is_the_average_of_its_pixels(reduce):
     rows, columns = 79 // reduce, 121 // reduce
     blocks = full[: rows * reduce, : columns * reduce].reshape(rows, reduce, columns, reduce, 3).mean((1, 3))
     assert np.abs(small[:rows, :columns] - blocks).mean() < 1.5
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}])
+def test_the_top_of_a_jpeg_is_that_of_the_whole(options):
+    data = encode(cv2.resize(noise(0), (300, 400)), "jpeg", **options)
+    full, jpeg = decode.decode(data), decode.read_jpeg(data)
+    for rows in (1, 31, 32, 200, 383, 400):
+        top = jpeg.top(rows)
+        assert rows <= len(top) < rows + 64
+        np.testing.assert_array_equal(top[:rows], full[:rows])
 
 
 def _with_size(data: bytes, kind: str, side: int) -> bytes:
