@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mae_pp_jax.core import config, partition
+from mae_pp_jax.core import config, functional, hardware, partition
 from mae_pp_jax.models import attention, attention_tpu
 
 # images, tokens, heads, channels of a head: of ViT-L, H and 6.5B and of the MAE decoder, with an odd number of tokens.
@@ -62,3 +62,21 @@ def test_sizes_that_fill_no_register_or_do_not_fit_are_left_to_xla():
     assert attention_tpu.heads_of_block(32, 128, 257) == 1
     assert attention_tpu.heads_of_block(3, 64, 197) is None  # ViT-Ti: 192 channels
     assert attention_tpu.heads_of_block(16, 64, 1025) is None  # 512 pixels: a row block of scores is 4.5 MiB
+
+
+def test_accelerators_and_cpus_have_the_same_values_and_gradients():
+    model = functional.Model(lambda rngs: attention.Attention(24, 4, jnp.float32, attention="xla", rngs=rngs))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.shapes())
+    x, weights = (jnp.asarray(rng.normal(size=(3, 5, 24)), jnp.float32) for _ in range(2))
+
+    def gradients(platform):
+        with hardware.compiling_for(platform):
+            return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(model.apply(*a) * weights), (0, 1)))(params, x)
+
+    ours, others = (
+        functional.flatten({"value": v, "params": g[0], "x": g[1]}) for v, g in map(gradients, ("cpu", "tpu"))
+    )
+    assert "params/qkv/bias" in ours
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, others[name], rtol=2e-5, atol=2e-5, err_msg=name)
