@@ -22,6 +22,8 @@ def writing(path: str | os.PathLike, key: str = "--workdir") -> Iterator[None]:
     """Raises `UserError` naming `path`, and the key that chose it, when what happens inside lacks space or permission."""
     try:
         yield
+    except UserError:  # says already what was wrong, maybe with what was read meanwhile
+        raise
     except Exception as error:
         reason = next((r for r in _REASONS if r.lower() in str(error).lower()), None)
         if reason is None:

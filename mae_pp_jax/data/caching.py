@@ -64,8 +64,8 @@ class OnDisk:
 
     def __init__(self, source, cache: str):
         folder = made_once("pixels", source.fingerprint, cache, lambda half: _write(source, half))
-        self._records = disk.read_json(folder / _RECORDS)
-        path = folder / _PIXELS
+        path, records = folder / _PIXELS, folder / _RECORDS
+        self._records = disk.read_json(records) if records.is_file() else []
         stored = path.stat().st_size if path.is_file() else -1
         if stored != sum(_length(*row[1:3]) for row in self._records) or len(self._records) != len(source):
             raise UserError(f"data.cache: {folder} is damaged; remove it, and the next run writes it again")

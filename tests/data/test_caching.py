@@ -64,11 +64,17 @@ def test_the_second_run_reads_no_image_of_the_dataset(tmp_path, config):
     np.testing.assert_array_equal(again["image"], first["image"])
 
 
-def test_a_damaged_cache_is_one_line(config):
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [_cut, pathlib.Path.unlink])
+@pytest.mark.parametrize("name", ["pixels.bin", "records.json"])
+def test_a_damaged_cache_is_one_line(config, name, damage):
     source.open_source(config, "test")
-    (pixels,) = pathlib.Path(config.cache_dir).rglob("pixels.bin")
-    pixels.write_bytes(pixels.read_bytes()[:-1])
-    with pytest.raises(UserError, match="data.cache: .* is damaged; remove it"):
+    (file,) = pathlib.Path(config.cache_dir).rglob(name)
+    damage(file)
+    with pytest.raises(UserError, match="is damaged.* remove"):
         source.open_source(config, "test")
 
 
@@ -76,6 +82,15 @@ def test_a_cache_that_cannot_be_written_names_its_key(config, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="data.cache_dir: cannot write"):
         source.open_source(config, "test")
+
+
+def test_data_that_cannot_be_read_is_not_blamed_on_the_cache(tmp_path):
+    def make(half):
+        raise UserError("data.name: cannot read /photos/a.png: Permission denied")
+
+    with pytest.raises(UserError, match="^data.name: cannot read /photos/a.png"):
+        caching.made_once("things", "abc", str(tmp_path), make)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def _make(cache, started, seconds):

@@ -14,6 +14,7 @@ from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import unflatten
+from mae_pp_jax.data.source import Subset
 from mae_pp_jax.models.positions import sincos_2d
 from mae_pp_jax.stages import registry
 from tests.conftest import RECIPES, ROOT, TINY
@@ -62,6 +63,27 @@ def test_frozen_encoder_stays_the_source_encoder(chain, name):
         np.testing.assert_array_equal(source[path], target[path], err_msg=path)
     head = "head/kernel" if name == "linear" else "heads/kernel"
     assert np.any(target[head])
+
+
+class _Unlabelled(Subset):
+    """Digits without labels, as `data build` writes images that have none in a dataset that has classes."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"label": -1}
+
+
+@pytest.mark.parametrize("name, needs_labels", [("mae", False), ("wsp", False), ("classify", True), ("linear", True)])
+def test_images_without_a_label_stop_only_stages_that_need_it(name, needs_labels):
+    path = str(ROOT / f"configs/{name}/digits.py")
+    stage = registry.create(registry.resolve(config_lib.load_file(path), RECIPES[name]))
+    stage.reader = (0, 1)
+    stage.train_source = stage.eval_source = _Unlabelled(stage.train_source, np.arange(40))
+    for batches in (stage.train_batches(0), stage.eval_batches()):
+        if needs_labels:
+            with pytest.raises(UserError, match="has no label"):
+                next(batches)
+        else:
+            assert next(batches)["image"].shape[0] == stage.config.global_batch
 
 
 def test_fixed_positions_do_not_move_in_mae_and_do_in_wsp(chain):
