@@ -1,10 +1,12 @@
 """Compares the input pipeline with tf.data on the same JPEGs: decode, random crop, resize, batch.
 
   python launch/bench_input.py --images=imagenet_samples_250.zip
-  python launch/bench_input.py --images=/path/to/photos --rounds=9 --batch=128
+  python launch/bench_input.py --images=/path/to/photos --rounds=9 --batch=128 --encode=keep
 
-The images (a zip or a folder of JPEGs) are written once, repeated to a few thousand records, as a TFDS dataset: as
-array_record, which the pipeline reads by index, and as tfrecord, which tf.data reads in order. Both sides then make
+The images (a zip or a folder of JPEGs) are encoded as `data build --encode` does, and written once, repeated to a few
+thousand records, as a TFDS dataset: as array_record, which the pipeline reads by index, and as tfrecord, which tf.data
+reads in order. The default, `restarts`, adds restart markers without loss (it needs jpegtran, of Debian's
+libjpeg-turbo-progs); `keep` leaves the files as they are. Both sides read the same files, and make
 the same kind of crops (area 20 to 100%, aspect ratio 3/4 to 4/3, drawn by the same function) in turns, each in a
 process of its own on the same cores: ours through `pipeline.train_batches`, tf.data through `decode_and_crop_jpeg`,
 which decodes only the crop, and bilinear resizing, with `num_parallel_calls` and `prefetch` set to AUTOTUNE; its boxes
@@ -15,9 +17,9 @@ The last line is `ratio MEDIAN MIN MAX`: our images a second over tf.data's, ove
 
 import argparse
 import contextlib
+import math
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import time
 import zipfile
 
 from mae_pp_jax.core import allocator
+from mae_pp_jax.core.errors import UserError
 
 SIDE = 224
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -36,6 +39,9 @@ FORMATS = {"ours": "array_record", "tf.data": "tfrecord"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="zip or folder of JPEGs")
+    parser.add_argument(
+        "--encode", default="restarts", help="as of `data build`: restarts (default), keep, jpeg:QUALITY"
+    )
     parser.add_argument("--records", type=int, default=3000, help="records of the dataset, by repetition (3000)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
     parser.add_argument("--batch", type=int, default=64, help="images a batch (64)")
@@ -50,7 +56,10 @@ def main() -> None:
         if args.side:
             {"ours": run_ours, "tf.data": run_tf_data}[args.side](args)
         else:
-            compare(args)
+            try:
+                compare(args)
+            except UserError as error:
+                parser.exit(error.exit_code, f"error: {error}\n")
 
 
 def compare(args) -> None:
@@ -85,10 +94,14 @@ def prepare(args) -> None:
     os.environ.update(environment())
     import tensorflow_datasets as tfds
 
-    jpegs = read_jpegs(pathlib.Path(args.images))
+    from mae_pp_jax.data.building import encoding
+
+    how = encoding.Encoding.parse(args.encode, max_side=0, min_side=1)
+    files = read_jpegs(pathlib.Path(args.images))
+    jpegs = [encoding.prepare(file, how)[0] for file in files]
 
     class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The JPEGs as they are, over and over."""
+        """The JPEGs over and over."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -109,8 +122,11 @@ def prepare(args) -> None:
         folder = pathlib.Path(args.workdir) / file_format
         with contextlib.redirect_stdout(sys.stderr):
             Photographs(data_dir=folder).download_and_prepare(file_format=file_format)
-    size = sum(map(len, jpegs)) / len(jpegs)
-    print(f"{len(jpegs)} JPEGs of {size:,.0f} bytes on average, repeated to {args.records:,} records")
+    size, before = sum(map(len, jpegs)) / len(jpegs), sum(map(len, files)) / len(files)
+    print(
+        f"{len(jpegs)} JPEGs of {size:,.0f} bytes on average ({before:,.0f} before --encode={args.encode}), "
+        f"repeated to {args.records:,} records"
+    )
 
 
 def read_jpegs(path: pathlib.Path) -> list[bytes]:
@@ -169,9 +185,16 @@ def time_batches(batches, args) -> None:
         assert next(batches)["image"].shape == (args.batch, SIDE, SIDE, 3)
     images = args.batches * args.batch
     speeds = images / (time.perf_counter() - began), images / (time.process_time() - busy)
-    print(*speeds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(*speeds, peak_memory())
     sys.stdout.flush()
     os._exit(0)  # readers are in the middle of batches that nobody wants
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in MiB (not `ru_maxrss`, which a process inherits from the one that started it)."""
+    status = pathlib.Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else ()
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), math.nan)
 
 
 if __name__ == "__main__":

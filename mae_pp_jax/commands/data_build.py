@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="columns whose equal values must not part (title, series …), and `looks` for near-identical pictures",
     )
     add("--split_seed", type=int, default=0, metavar="N", help="another choice of the splits")
-    add("--encode", default="keep", metavar="KIND", help="keep (files as they are; default), jpeg:QUALITY or png")
+    add(
+        "--encode",
+        default="keep",
+        metavar="KIND",
+        help="keep (files as they are; default), restarts (JPEG files get restart markers, without loss, so that crops "
+        "are decoded faster; needs jpegtran), jpeg:QUALITY or png",
+    )
     add("--max_side", type=int, default=0, metavar="PIXELS", help="reduce longer sides to this (default: no limit)")
     add("--min_side", type=int, default=16, metavar="PIXELS", help="leave out images with a shorter side (default: 16)")
     add("--data_dir", default="", metavar="DIR", help="where TFDS keeps its datasets (default: its own)")

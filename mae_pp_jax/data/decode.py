@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from mae_pp_jax.data import restarts
+
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
 # It warns on stderr of files that it cannot read; `Unreadable` says so.
@@ -27,7 +29,7 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 # Markers of JPEG (ITU T.81, table B.1), each after a byte 0xFF.
-_END, _SCAN, _EXIF, _PROGRESSIVE = 0xD9, 0xDA, 0xE1, 0xC2
+_END, _SCAN, _INTERVAL, _EXIF, _PROGRESSIVE = 0xD9, 0xDA, 0xDD, 0xE1, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LARGEST_UNIT = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # EXIF tag
@@ -47,6 +49,7 @@ class Jpeg:
       width: likewise.
       turned: whether it is stored in another orientation.
       frame: where in `data` the frame header stands, which holds the stored height and width.
+      layout: where the rest stands, for a picture coded in one scan.
     """
 
     data: bytes
@@ -54,6 +57,7 @@ class Jpeg:
     width: int
     turned: bool
     frame: int
+    layout: restarts.Layout | None
 
     def pixels(self, reduce: int = 1) -> np.ndarray:
         """Decodes to uint8 [height, width, 3], each side divided by `reduce` (1, 2, 4 or 8) and rounded up.
@@ -62,22 +66,45 @@ class Jpeg:
         """
         return _decode(self.data, cv2.IMREAD_COLOR_RGB | _REDUCED[reduce])
 
-    def top(self, rows: int) -> np.ndarray:
-        """Decodes the first `rows` rows, or more: uint8 [at least rows, width, 3].
+    def part(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Decodes a part: uint8 [height, width, 3], the very pixels that the whole picture has there.
 
-        A JPEG is coded row by row: with a smaller height in its header the decoder is done earlier. But for the last
-        rows that it gives, which lack their neighbours below, these are the pixels of the whole picture.
+        Little else is decoded where restart markers allow it, and never what lies more than a few rows below.
         """
-        if self.turned:
-            return self.pixels()
-        rows = min((rows // _LARGEST_UNIT + 1) * _LARGEST_UNIT, self.height)
-        at = self.frame + 5
-        data = b"".join((self.data[:at], rows.to_bytes(2, "big"), self.data[at + 2 :]))
+        data, y, x = self._around((top, left, height, width)) or (self._with_rows(top + height), 0, 0)
         try:
             # Not strict, for it would complain about the rest of the file.
-            return simplejpeg.decode_jpeg(data, strict=False)
+            pixels = None if self.turned else simplejpeg.decode_jpeg(data, strict=False)
         except ValueError:  # a combination of resolutions that TurboJPEG has no name for; OpenCV asks libjpeg itself
-            return self.pixels()
+            pixels = None
+        if pixels is None:
+            pixels, y, x = self.pixels(), 0, 0
+        return pixels[top - y : top - y + height, left - x : left - x + width]
+
+    def reduced_part(
+        self, top: int, left: int, height: int, width: int, reduce: int
+    ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+        """Decodes a part, and what is around it, as `pixels(reduce)` does, and says where the part is in the result.
+
+        Returns:
+          uint8 [height, width, 3], and (top, left, height, width) in its pixels, which need not be whole numbers.
+        """
+        data, y, x = self._around((top, left, height, width)) or (self.data, 0, 0)
+        pixels = _decode(data, cv2.IMREAD_COLOR_RGB | _REDUCED[reduce])
+        return pixels, ((top - y) / reduce, (left - x) / reduce, height / reduce, width / reduce)
+
+    def _around(self, box: tuple[int, int, int, int]) -> tuple[bytearray, int, int] | None:
+        """A JPEG of what is around a box, and the row and column at which it begins, where restart markers allow it."""
+        return None if self.turned or not self.layout else restarts.cut(self.data, self.layout, box)
+
+    def _with_rows(self, rows: int) -> bytes:
+        """The file with a header that ends the picture after `rows` rows or a few more: the decoder is done earlier.
+
+        A few more, since the last rows lack their neighbours below.
+        """
+        rows = min((rows // _LARGEST_UNIT + 1) * _LARGEST_UNIT, self.height)
+        at = self.frame + 5
+        return b"".join((self.data[:at], rows.to_bytes(2, "big"), self.data[at + 2 :]))
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -101,7 +128,7 @@ def read_jpeg(data: bytes) -> Jpeg:
     Raises:
       Unreadable: damaged, or more than `MAX_PIXELS`.
     """
-    at, frame, orientation = 2, 0, 1
+    at, frame, orientation, interval = 2, 0, 1, 0
     try:
         while (marker := data[at + 1]) != _SCAN:
             if data[at] != 0xFF:
@@ -112,19 +139,23 @@ def read_jpeg(data: bytes) -> Jpeg:
             (length,) = struct.unpack_from(">H", data, at + 2)
             if marker in _FRAMES:
                 frame = at
+            elif marker == _INTERVAL:
+                (interval,) = struct.unpack_from(">H", data, at + 4)
             elif marker == _EXIF and data[at + 4 : at + 10] == b"Exif\0\0":
                 orientation = _exif_orientation(data[at + 10 : at + 2 + length])
             at += 2 + length
         size = struct.unpack_from(">HH", data, frame + 5) if frame else (0, 0)
+        end = data.rfind(bytes([0xFF, _END]), at)
+        layout = restarts.layout(data, frame, at, end, interval)
     except (IndexError, struct.error) as error:
         raise Unreadable(f"ends in its header, after {len(data):,} bytes") from error
     _check_size(*size)
-    if data.rfind(bytes([0xFF, _END]), at) < 0:
+    if end < 0:
         raise Unreadable(f"ends early, after {len(data):,} bytes")
     if data[frame + 1] == _PROGRESSIVE and data.count(bytes([0xFF, _SCAN]), at) > MAX_SCANS:
         raise Unreadable(f"more than {MAX_SCANS} scans")
     height, width = reversed(size) if orientation > 4 else size
-    return Jpeg(data, height, width, orientation > 1, frame)
+    return Jpeg(data, height, width, orientation > 1, frame, layout)
 
 
 def _decode_other(data: bytes) -> np.ndarray:

@@ -30,6 +30,7 @@ def whole_files() -> dict[str, bytes]:
     frames = dict(save_all=True, append_images=[Image.fromarray(picture())], duration=100)
     return {
         "jpeg": encode(image, "jpeg", quality=90),
+        "jpeg with restart markers": encode(image, "jpeg", quality=90, restart_marker_blocks=2),
         "progressive jpeg": encode(image, "jpeg", progressive=True),
         "grey jpeg": encode(image.convert("L"), "jpeg"),
         "cmyk jpeg": encode(image.convert("CMYK"), "jpeg"),

@@ -20,7 +20,8 @@ import tensorflow_datasets as tfds
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, source
+from mae_pp_jax.data import decode, restarts, source
+from tests.data.pictures import encode
 
 pytest.importorskip("apache_beam", reason="data build needs Apache Beam: pip install '.[beam]'")
 
@@ -344,6 +345,44 @@ def test_encoding_and_sides(tmp_path):
     assert kinds["keep", "0"][1] == kinds["png", "0"][1] == (60, 120)
 
 
+@pytest.mark.parametrize("way", ["jpeg:95", "restarts"])
+def test_restart_markers_let_parts_be_decoded_alone(tmp_path, way):
+    if way == "restarts" and not shutil.which("jpegtran"):
+        pytest.skip("jpegtran (Debian: libjpeg-turbo-progs) is not installed")
+    root = tmp_path / "classes" / "c"
+    root.mkdir(parents=True)
+    files = {f"{i}.jpg": encode(_picture(i, height=200, width=640), "jpeg", **how) for i, how in enumerate(HOW)}
+    files["damaged.jpg"] = files["0.jpg"][:-200] + bytes(100) + files["0.jpg"][-100:]
+    files["p.png"] = _encoded(9)
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    _build(tmp_path, f"--from={root.parent}", f"--encode={way}")
+    builder, stored = tfds.builder("photos", data_dir=str(tmp_path / "tfds")), {}
+    for split in builder.info.splits:
+        for record in builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}):
+            stored[record["id"].decode().removeprefix("c/")] = record["image"]
+    assert stored.keys() == files.keys()
+    for name, content in stored.items():
+        if way == "restarts":
+            np.testing.assert_array_equal(decode.decode(content), decode.decode(files[name]))
+        if name[0].isdigit():
+            jpeg = decode.read_jpeg(content)
+            (_, top, left) = restarts.cut(content, jpeg.layout, (100, 300, 50, 50))
+            assert top in range(64, 100) and left in range(150, 300)
+    if way == "restarts":
+        assert stored["p.png"] == files["p.png"]
+
+
+# Ways to store a JPEG
+HOW = [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 100, "optimize": True}, {"restart_marker_rows": 3}]
+
+
+def test_restart_markers_need_jpegtran(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _build(tmp_path, f"--from={photos}", "--encode=restarts", expect=2)
+    assert "--encode=restarts: needs the program jpegtran" in capsys.readouterr().err
+
+
 def test_families_do_not_part(tmp_path):
     root = tmp_path / "art"
     root.mkdir()
@@ -428,7 +467,7 @@ def test_building_again_says_so_and_another_input_is_refused(photos, tmp_path, c
         (["--columns=caption"], "is not MEANING:COLUMN"),
         (["--splits=train:0.9,test:0.2"], "shares that sum to 1"),
         (["--splits=train"], "shares that sum to 1"),
-        (["--encode=gif"], "is not keep, png or jpeg"),
+        (["--encode=gif"], "is not keep, restarts, png or jpeg"),
         (["--encode=jpeg:0"], "quality of 1 to 100"),
         (["--max_side=4"], "less than --min_side"),
         (["--min_side=999"], "holds no usable image (too small"),

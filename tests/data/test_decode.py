@@ -81,14 +81,71 @@ def test_reduced_jpeg_is_the_average_of_its_pixels(reduce):
     assert np.abs(small[:rows, :columns] - blocks).mean() < 1.5
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}])
-def test_the_top_of_a_jpeg_is_that_of_the_whole(options):
-    data = encode(cv2.resize(noise(0), (300, 400)), "jpeg", **options)
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"restart_marker_blocks": 3},  # divides rows of 27 and of 54 units
+        {"restart_marker_blocks": 4},  # divides neither
+        {"restart_marker_rows": 1},
+        {"restart_marker_rows": 2},
+        {"restart_marker_blocks": 3, "progressive": True},
+    ],
+    ids=str,
+)
+def test_a_part_of_a_jpeg_has_the_pixels_of_the_whole(options, subsampling):
+    data = encode(cv2.resize(noise(0), (430, 300)), "jpeg", subsampling=subsampling, **options)
     full, jpeg = decode.decode(data), decode.read_jpeg(data)
-    for rows in (1, 31, 32, 200, 383, 400):
-        top = jpeg.top(rows)
-        assert rows <= len(top) < rows + 64
-        np.testing.assert_array_equal(top[:rows], full[:rows])
+    boxes = [(0, 0, 300, 430), (0, 0, 1, 1), (299, 429, 1, 1), (31, 47, 1, 200), (32, 48, 100, 1), (150, 200, 100, 100)]
+    for top, left, height, width in boxes:
+        part = jpeg.part(top, left, height, width)
+        np.testing.assert_array_equal(part, full[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("kind", ["L", "CMYK"])
+def test_a_part_of_a_grey_or_cmyk_jpeg_has_the_pixels_of_the_whole(kind):
+    image = Image.fromarray(cv2.resize(noise(0), (192, 96))).convert(kind)
+    data = encode(image, "jpeg", restart_marker_blocks=4)
+    np.testing.assert_array_equal(decode.read_jpeg(data).part(20, 70, 50, 60), decode.decode(data)[20:70, 70:130])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_a_reduced_part_of_a_jpeg_has_the_pixels_of_the_whole(reduce, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(cv2.resize(noise(0), (640, 480)), "jpeg", restart_marker_blocks=5, exif=exif)
+    whole = decode.read_jpeg(data).pixels(reduce)
+    pixels, (top, left, height, width) = decode.read_jpeg(data).reduced_part(160, 240, 160, 80, reduce)
+    assert (height, width) == (160 / reduce, 80 / reduce)
+    assert (pixels.shape == whole.shape) == (orientation == 6)  # a turned picture is decoded as a whole
+    box = slice(int(top), int(top + height)), slice(int(left), int(left + width))
+    expected = whole[160 // reduce :, 240 // reduce :][: 160 // reduce, : 80 // reduce]
+    np.testing.assert_array_equal(pixels[box], expected)
+
+
+def test_restart_markers_spare_what_is_outside_the_part():
+    """The bytes of other intervals may be anything."""
+    data = encode(cv2.resize(noise(0), (640, 640)), "jpeg", restart_marker_blocks=8)  # 5 intervals of 128 pixels a row
+    expected = decode.decode(data)[300:400, 300:350]
+    jpeg = decode.read_jpeg(data)
+    markers = [i for i in range(jpeg.layout.scan, len(data)) if data[i] == 0xFF and data[i + 1] in range(0xD0, 0xD8)]
+    spoilt = bytearray(data)
+    kept = {row * 5 + 2 for row in range(18, 26)}
+    for index, (start, end) in enumerate(zip([jpeg.layout.scan - 2, *markers], [*markers, jpeg.layout.end])):
+        if index not in kept:
+            spoilt[start + 2 : end] = bytes(end - start - 2)
+    assert np.abs(decode.decode(bytes(spoilt))[:128].astype(int) - decode.decode(data)[:128]).mean() > 20
+    np.testing.assert_array_equal(decode.read_jpeg(bytes(spoilt)).part(300, 300, 100, 50), expected)
+
+
+def test_a_jpeg_that_lacks_a_restart_marker_is_decoded_as_a_whole():
+    data = encode(cv2.resize(noise(0), (640, 640)), "jpeg", restart_marker_blocks=8)
+    at = data.index(b"\xff\xd3", decode.read_jpeg(data).layout.scan)
+    data = data[:at] + b"\x00\x00" + data[at + 2 :]
+    np.testing.assert_array_equal(decode.read_jpeg(data).part(0, 300, 600, 300), decode.decode(data)[:600, 300:600])
 
 
 def _with_size(data: bytes, kind: str, side: int) -> bytes:

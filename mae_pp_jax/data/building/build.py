@@ -246,7 +246,8 @@ def _features(contents: parts_lib.Contents) -> dict:
 def _description(request: Request, report: dict) -> str:
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in report["left_out"].items())
     encoding = request.encoding
-    kept = "as they were" if encoding.codec == "keep" else encoding.codec
+    kinds = {"keep": "as they were", "restarts": "as they were but for restart markers"}
+    kept = kinds.get(encoding.codec, encoding.codec)
     if encoding.codec == "jpeg":
         kept += f" of quality {encoding.quality}"
     side = f", no side above {encoding.max_side} pixels" if encoding.max_side else ""

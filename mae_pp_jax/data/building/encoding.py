@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode
+from mae_pp_jax.data import decode, restarts
 from mae_pp_jax.data.building.items import SMALL, UNREADABLE, LeftOut
 
 _RESIZED_QUALITY = 95  # of a JPEG that had to be made smaller and is otherwise kept
+_JPEG_UNIT = 16  # pixels that OpenCV codes together along a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Encoding:
     """How images are stored.
 
     Attributes:
-      codec: `keep` leaves JPEG and PNG files as they are and turns other kinds into PNG; `jpeg` and `png` encode anew.
+      codec: `keep` leaves JPEG and PNG files as they are and turns other kinds into PNG; `restarts` does so too, and
+        gives JPEG files restart markers without loss; `jpeg` and `png` encode anew.
       quality: of JPEG, 1 to 100.
       max_side: longer sides are reduced to this many pixels; 0 for no limit.
       min_side: images with a shorter side are left out.
@@ -31,15 +33,20 @@ class Encoding:
 
     @classmethod
     def parse(cls, text: str, *, max_side: int, min_side: int) -> "Encoding":
-        """Reads `keep`, `png`, `jpeg` or `jpeg:QUALITY`.
+        """Reads `keep`, `restarts`, `png`, `jpeg` or `jpeg:QUALITY`.
 
         Raises:
-          UserError: anything else, or sides that leave no image.
+          UserError: anything else, sides that leave no image, or no jpegtran for `restarts`.
         """
-        match = re.fullmatch(r"(keep|png)|(jpeg)(?::(\d+))?", text)
+        match = re.fullmatch(r"(keep|restarts|png)|(jpeg)(?::(\d+))?", text)
         quality = int(match[3] or cls.quality) if match else 0
         if not 1 <= quality <= 100:
-            raise UserError(f"--encode: '{text}' is not keep, png or jpeg:QUALITY with a quality of 1 to 100")
+            raise UserError(f"--encode: '{text}' is not keep, restarts, png or jpeg:QUALITY with a quality of 1 to 100")
+        if text == "restarts" and not restarts.available():
+            raise UserError(
+                "--encode=restarts: needs the program jpegtran, which was not found; install it "
+                "(Debian, Ubuntu: apt install libjpeg-turbo-progs; macOS: brew install jpeg-turbo) or use --encode=keep"
+            )
         if min_side < 1:
             raise UserError(f"--min_side: must be at least 1, got {min_side}")
         if max_side and max_side < min_side:
@@ -65,15 +72,29 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, np.ndarray]:
         scale = encoding.max_side / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    if encoding.codec == "keep":
-        if not shrunk and (decode.is_jpeg(data) or data.startswith(b"\x89PNG")):
-            return data, pixels
-        codec, quality = ("jpeg", _RESIZED_QUALITY) if decode.is_jpeg(data) else ("png", 0)
-    else:
-        codec, quality = encoding.codec, encoding.quality
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if codec == "jpeg" else []
+    if encoding.codec in ("png", "jpeg"):
+        return _encode(pixels, encoding.codec, encoding.quality), pixels
+    if shrunk:
+        return _encode(pixels, "jpeg" if decode.is_jpeg(data) else "png", _RESIZED_QUALITY), pixels
+    if decode.is_jpeg(data):
+        return _with_restarts(data, pixels) if encoding.codec == "restarts" else data, pixels
+    return data if data.startswith(b"\x89PNG") else _encode(pixels, "png"), pixels
+
+
+def _encode(pixels: np.ndarray, codec: str, quality: int = 0) -> bytes:
+    """A PNG, or a JPEG with restart markers."""
+    options = []
+    if codec == "jpeg":
+        units = restarts.interval(pixels.shape[1], _JPEG_UNIT)
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, units]
     _, content = cv2.imencode(f".{codec}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    return content.tobytes(), pixels
+    return content.tobytes()
+
+
+def _with_restarts(data: bytes, pixels: np.ndarray) -> bytes:
+    """A JPEG with restart markers and the same pixels; where that cannot be had, the file as it is."""
+    written = restarts.insert(data, decode.read_jpeg(data).frame)
+    return written if written and np.array_equal(decode.decode(written), pixels) else data
 
 
 def looks(pixels: np.ndarray) -> tuple[int, int]:
