@@ -8,7 +8,8 @@
 #   --help        print this
 #
 # Everything after these goes to `python -m mae_pp_jax`; PYTHON=… chooses another Python than .venv/bin/python.
-# Process 0 prints here; what the others print stands in WORKDIR.processes/1.log, 2.log, … (warnings and errors only).
+# Process 0 prints here; what the others print stands in WORKDIR.processes/1.log, 2.log, … (warnings and errors only),
+# or, for bench, in runs/bench.processes/.
 # Ctrl-C or SIGTERM reaches all: they save at the same step and leave, and the same command goes on from there.
 # When a process dies the others end too; those that have not ended of themselves within GRACE (60) seconds are killed.
 # Exit code: that of the process that ended first without success; 128 + the signal's number if a signal killed it.
@@ -36,6 +37,7 @@ for ((i = 1; i <= $#; i++)); do
     --workdir) j=$((i + 1)); workdir=${!j-} ;;
   esac
 done
+[ -n "$workdir" ] || [ "$1" != bench ] || workdir=runs/bench
 [ -n "$workdir" ] || wrong "--workdir: give the folder of the run, such as --workdir=runs/mae"
 logs=${workdir%/}.processes
 

@@ -54,7 +54,7 @@ def step(program: Program, times: StepTimes) -> dict:
 
 def input_alone(program: Program, seconds: np.ndarray, cores: int) -> dict:
     """Figures of this host's input with nothing else running: seconds [batches] of each of its batches."""
-    rate = program.stage.config.global_batch / jax.process_count() * len(seconds) / float(np.sum(seconds))
+    rate = program.stage.config.global_batch / program.stage.reader[1] * len(seconds) / float(np.sum(seconds))
     return dict(images_per_second=rate, cores=cores, images_per_second_per_core=rate / cores)
 
 
@@ -83,6 +83,7 @@ def lines(found: dict) -> list[str]:
     if "input" in found:
         feed, both = found["input"], found["together"]
         each = f"{feed['images_per_second_per_core']:,.4g} on each of {feed['cores']} cores"
+        each += f", of process 0 of {jax.process_count()}" if jax.process_count() > 1 else ""
         rows |= {
             "input": f"{feed['images_per_second']:,.4g} images/s, {each}",
             "step and input": f"{both['images_per_second']:,.4g} images/s, waits {both['stall_share']:.1%} of the time",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import partition
+from mae_pp_jax.core import hosts, partition
 from mae_pp_jax.core.program import Program
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.core.state import TrainState
@@ -79,7 +79,8 @@ class TrainStep:
     def time_alone(self, steps: int, advance: Advance) -> StepTimes:
         """Times at least `steps` steps on the synthetic batch."""
         estimate = min(self.run(1) for _ in range(WARM_UP_STEPS))
-        window = max(1, min(steps, round(WINDOW_SECONDS / estimate)))
+        # By the clock of process 0: all must run the same number of steps.
+        window = hosts.from_first(lambda: max(1, min(steps, round(WINDOW_SECONDS / estimate))))
         seconds = []
         for _ in range(-(-steps // window)):
             seconds.append(self.run(window) / window)

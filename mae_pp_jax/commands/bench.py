@@ -10,7 +10,7 @@ import tqdm
 from mae_pp_jax.benchmarking import report, train_step
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import console, disk, partition
+from mae_pp_jax.core import console, disk, hosts, partition
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
@@ -23,7 +23,8 @@ step and input together with the share of time in which the devices wait for a b
 examples:
   python -m mae_pp_jax bench --config=configs/mae/in1k.py:size=S/16 --config.global_batch=8 --steps=10
   python -m mae_pp_jax bench --config=configs/mae/digits.py --input
-  python -m mae_pp_jax bench --config=configs/wsp/folder.py:data=/path/to/photos --input --json=bench.json"""
+  python -m mae_pp_jax bench --config=configs/wsp/folder.py:data=/path/to/photos --input --json=bench.json
+  launch/local.sh -n 2 bench --config=configs/mae/digits.py        two processes on this machine"""
 
 
 def add_parser(verbs) -> None:
@@ -37,15 +38,18 @@ def add_parser(verbs) -> None:
     parser.add_argument("--steps", type=int, default=30, metavar="N", help="steps to time, after a warm-up (30)")
     parser.add_argument("--input", action="store_true", help="also time the input alone, and step and input together")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there, as JSON")
+    hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args, rest: list[str]) -> None:
     # Not read from disk even where JAX_COMPILATION_CACHE_DIR is set, so that compile_seconds means something.
     jax.config.update("jax_enable_compilation_cache", False)
-    found = bench(args.config, parse_overrides(rest), steps=args.steps, with_input=args.input, json_file=args.json)
-    if jax.process_index() == 0:
-        print("\n".join(report.lines(found)))
+    overrides = parse_overrides(rest)
+    with hosts.together(args):
+        found = bench(args.config, overrides, steps=args.steps, with_input=args.input, json_file=args.json)
+        if hosts.first():
+            print("\n".join(report.lines(found)))
 
 
 def bench(
@@ -56,7 +60,7 @@ def bench(
     with_input: bool = False,
     json_file: str | None = None,
 ) -> dict:
-    """Times a stage on this machine.
+    """Times a stage on this machine, or on all that are joined.
 
     Args:
       config: `configs/STAGE/RECIPE.py[:args]`.
@@ -76,6 +80,7 @@ def bench(
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     stage = registry.create(resolved)
     program = program_lib.make(stage, partition.make_mesh(resolved.mesh))
+    stage.reader = partition.reader(program.mesh)
     with tqdm.tqdm(total=steps, desc="compiling", unit=" steps", **_bar()) as bar:
         timed = train_step.TrainStep(program)
         bar.set_description("step alone")
@@ -88,10 +93,10 @@ def bench(
             bar.reset(steps)
             bar.set_description("step and input")
             found["together"] = report.together(program, timed.time_fed(steps, bar.update))
-    if json_file and jax.process_index() == 0:
+    if json_file and hosts.first():
         disk.write_json(pathlib.Path(json_file), found)
     return found
 
 
 def _bar() -> dict:
-    return dict(disable=not console.on_terminal() or jax.process_index() != 0, file=sys.stderr, dynamic_ncols=True)
+    return dict(disable=not console.on_terminal() or not hosts.first(), file=sys.stderr, dynamic_ncols=True)

@@ -151,6 +151,18 @@ def test_no_process_reads_anothers_data(shared):
         assert all(len(part) >= min(STEPS * BATCH, count) // 4 for part in parts)
 
 
+def test_processes_are_timed_together(shared, tmp_path):
+    _, quick, _ = shared
+    args = ["bench", f"--config={MAE}", "--steps=3", "--input", f"--json={tmp_path / 'bench.json'}", *arguments(quick)]
+    code, out, err = ended(local(2, *args))
+    assert code == 0, err
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["global_batch"] == BATCH and found["devices"] == 2
+    assert found["step"]["windows"] * found["step"]["window_steps"] >= 3
+    assert min(found[name]["images_per_second"] for name in ("step", "input", "together")) > 0
+    assert out.count("images a step") == 1 and "of process 0 of 2" in out
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_checkpoint_of_four_processes_resumes_on_fewer(shared, tmp_path, processes):
     folder, quick, _ = shared
