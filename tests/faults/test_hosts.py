@@ -346,6 +346,7 @@ def get_config():
     c.title, c.data = "many processes", "digits_hashtags"
     c.stages = [
         dict(name="mae", config="{root}/configs/mae/digits.py"),
+        dict(name="wsp", config="{root}/configs/wsp/digits.py", init_from="mae"),
         dict(name="linear", config="{root}/configs/linear/digits.py", init_from="mae"),
         dict(name="low_shot", config="{root}/configs/low_shot/digits.py", init_from="mae"),
         dict(name="classify", config="{root}/configs/classify/digits.py", init_from="mae"),
@@ -360,6 +361,7 @@ def test_a_pipeline_and_its_evaluation_give_what_one_process_gives(tmp_path):
     recipe.write_text(PIPELINE.format(root=ROOT))
     stages = {
         "mae": TINY_MAE,
+        "wsp": TINY,
         "linear": TINY,
         "low_shot": {**TINY, "global_batch": "40", "shots": "2"},
         "classify": TINY,
