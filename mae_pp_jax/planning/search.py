@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import pathlib
@@ -136,9 +137,10 @@ def _versions() -> list[str]:
     """What a compilation depends on beside the config: the compiler's versions, and our code that is compiled."""
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     code = hashlib.sha256()
-    for part in ("core", "models", "ops", "data", "stages"):
-        for file in sorted((pathlib.Path(__file__).parents[1] / part).rglob("*.py")):
-            code.update(file.read_bytes())
+    package = pathlib.Path(__file__).parents[1]
+    folders = [sorted((package / name).rglob("*.py")) for name in ("core", "models", "ops", "stages")]
+    for file in [*itertools.chain(*folders), package / "data/augment.py"]:
+        code.update(file.read_bytes())
     return [code.hexdigest(), *(f"{name} {found.get(name)}" for name in ("jax", "jaxlib", "libtpu", "flax"))]
 
 
