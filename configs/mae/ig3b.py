@@ -5,14 +5,15 @@ python -m mae_pp_jax plan --config=configs/mae/ig3b.py:size=L/16 --topology=v5e:
 
 One epoch is 5 billion resampled images of 3 billion. Batch 4096, learning rate 1.5e-4 · batch / 256; the paper's warmup for
 a single epoch is not public, 2.5% is the proportion of MAE's 40 epochs of 1600. `plan` compiled every size for its slice and
-it fits in less than 60% of the memory (README, "Choosing a slice"). Here: not run.
+it fits in less than 60% of the memory (README, "Choosing a slice"); `plan --search` chose the settings, but for
+2B/14. Here: not run.
 """
 
 import ml_collections
 
 # size → slice that it is made for, devices that share the parameters, slices of an update, what the backward recomputes
 SLICES = {
-    "B/16": dict(slice="v5e:8x8", fsdp=1, microbatches=1, remat="dots"),
+    "B/16": dict(slice="v5e:8x8", fsdp=8, microbatches=1, remat="dots"),
     "L/16": dict(slice="v5e:8x8", fsdp=8, microbatches=1, remat="dots"),
     "H/14": dict(slice="v5e:8x8", fsdp=8, microbatches=1, remat="dots"),
     "2B/14": dict(slice="v5p:4x4x4", fsdp=16, microbatches=1, remat="dots"),
