@@ -5,6 +5,7 @@ allocated if it is absurd. A file that ends early is refused: OpenCV says so of 
 fills with grey, so the end of a JPEG is looked for here.
 """
 
+import contextlib
 import dataclasses
 import struct
 
@@ -71,15 +72,14 @@ class Jpeg:
 
         Little else is decoded where restart markers allow it, and never what lies more than a few rows below.
         """
-        data, y, x = self._around((top, left, height, width)) or (self._with_rows(top + height), 0, 0)
-        try:
-            # Not strict, for it would complain about the rest of the file.
-            pixels = None if self.turned else simplejpeg.decode_jpeg(data, strict=False)
-        except ValueError:  # a combination of resolutions that TurboJPEG has no name for; OpenCV asks libjpeg itself
-            pixels = None
-        if pixels is None:
-            pixels, y, x = self.pixels(), 0, 0
-        return pixels[top - y : top - y + height, left - x : left - x + width]
+        if not self.turned:
+            data, y, x = self._around((top, left, height, width)) or (self._with_rows(top + height), 0, 0)
+            # A combination of resolutions that TurboJPEG has no name for is an error; OpenCV asks libjpeg itself.
+            with contextlib.suppress(ValueError):
+                # Not strict, for it would complain about the rest of the file.
+                pixels = simplejpeg.decode_jpeg(data, strict=False)
+                return pixels[top - y : top - y + height, left - x : left - x + width]
+        return self.pixels()[top : top + height, left : left + width]
 
     def reduced_part(
         self, top: int, left: int, height: int, width: int, reduce: int
@@ -146,7 +146,7 @@ def read_jpeg(data: bytes) -> Jpeg:
             at += 2 + length
         size = struct.unpack_from(">HH", data, frame + 5) if frame else (0, 0)
         end = data.rfind(bytes([0xFF, _END]), at)
-        layout = restarts.layout(data, frame, at, end, interval)
+        layout = restarts.read_layout(data, frame, at, end, interval)
     except (IndexError, struct.error) as error:
         raise Unreadable(f"ends in its header, after {len(data):,} bytes") from error
     _check_size(*size)

@@ -39,7 +39,7 @@ class Layout:
     unit: tuple[int, int]
 
 
-def layout(data: bytes, frame: int, scan: int, end: int, interval: int) -> Layout | None:
+def read_layout(data: bytes, frame: int, scan: int, end: int, interval: int) -> Layout | None:
     """The layout of a JPEG, none if it is of another kind or makes no sense.
 
     Args:

@@ -85,3 +85,12 @@ def test_crop_of_a_large_jpeg_differs_little_from_that_of_its_pixels(side):
         ours = images.random_resized_crop(data, 64, draws, SCALE, RATIO)
         full = images.random_resized_crop(decode.decode(data), 64, draws, SCALE, RATIO)
         assert np.abs(ours.astype(int) - full).mean() < 4 < image.std()
+
+
+@pytest.mark.parametrize(("down", "across"), [(4, 4), (1, 2), (8, 1)])
+def test_a_crop_that_shrinks_much_is_an_average_and_not_a_sample(down, across):
+    image = noise(0, 32 * down, 32 * across)
+    draws = np.full(images.CROP_DRAWS, 0.5)
+    out = images.random_resized_crop(image, 32, draws, (1.0, 1.0), (across / down, across / down))
+    average = image.reshape(32, down, 32, across, 3).mean((1, 3))
+    assert np.abs(out - average).max() <= 2  # each halving rounds
