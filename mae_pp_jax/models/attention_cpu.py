@@ -34,35 +34,51 @@ def _attend(qkv: jax.Array) -> jax.Array:
 
 def _forward(qkv):
     query, key, value = qkv
-    scores = _scores(query, key)
+    scores = _product(_scaled(query), key)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value) / total.astype(value.dtype)
+    out = _on_all_cores(weights.astype(value.dtype) @ value) / total.astype(value.dtype)
     # The name lets a rematerialisation policy keep both, and so not run all of this again.
     out, log_total = checkpoint_name((out, largest + jnp.log(total)), "attended")
     return out, (qkv, out, log_total)
 
 
 def _backward(saved, grad):
+    # All in the transposed form [batch, heads, keys, queries]: then only the gradient of the queries needs a transposed
+    # factor, and that is the small one. XLA has no fast product of a transposed left factor.
     (query, key, value), out, log_total = saved
-    weights = jnp.exp(_scores(query, key) - log_total)
-    grad_weights = jnp.einsum("bhqd,bhkd->bhqk", grad, value, preferred_element_type=jnp.float32)
+    weights = jnp.exp(_product(key, _scaled(query)) - log_total.swapaxes(-1, -2))
+    grad_weights = _product(value, grad)
     # Σ_k weights · grad_weights, of which softmax's derivative takes a multiple off, is Σ_d out · grad.
-    common = jnp.sum((out * grad).astype(jnp.float32), axis=-1, keepdims=True)
+    common = jnp.sum((out * grad).astype(jnp.float32), axis=-1)[..., None, :]
     grad_scores = (weights * (grad_weights - common) * query.shape[-1] ** -0.5).astype(query.dtype)
+    key_rows = jax.lax.optimization_barrier(key.swapaxes(-1, -2))
     grads = (
-        jnp.einsum("bhqk,bhkd->bhqd", grad_scores, key),
-        jnp.einsum("bhqk,bhqd->bhkd", grad_scores, query),
-        jnp.einsum("bhqk,bhqd->bhkd", weights.astype(grad.dtype), grad),
+        _on_all_cores(key_rows @ grad_scores).swapaxes(-1, -2),
+        _on_all_cores(grad_scores @ query),
+        _on_all_cores(weights.astype(grad.dtype) @ grad),
     )
     return (jnp.stack(grads),)
 
 
-def _scores(query, key):
-    """query · keyᵀ / √head_dim, float32 [batch, heads, tokens, tokens]."""
-    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    return jnp.einsum("bhqd,bhkd->bhqk", scaled, key, preferred_element_type=jnp.float32)
+def _scaled(query):
+    return query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+
+
+def _product(rows, columns):
+    """rows · columnsᵀ, both [batch, heads, tokens, head_dim] → float32 [batch, heads, tokens, tokens]."""
+    return _on_all_cores(jnp.einsum("bhrd,bhcd->bhrc", rows, columns, preferred_element_type=jnp.float32))
+
+
+def _on_all_cores(products):
+    """The same stack of products of matrices, worked on by all cores.
+
+    XLA's CPU library spreads such a stack over cores only where a sum of it is taken in the same go, and otherwise
+    leaves it to one. With the sums attention of MAE ViT-S's decoder, forward and backward, takes 38 instead of 65 ms on
+    two cores, and 70 on one.
+    """
+    return products + 0 * jnp.sum(products, axis=-1, keepdims=True)
 
 
 _attend.defvjp(_forward, _backward)
