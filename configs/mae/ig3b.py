@@ -4,9 +4,8 @@ python -m mae_pp_jax train --config=configs/mae/ig3b.py:size=L/16,data=NAME --wo
 python -m mae_pp_jax plan --config=configs/mae/ig3b.py:size=L/16 --topology=v5e:8x8
 
 One epoch is 5 billion resampled images of 3 billion. Batch 4096, learning rate 1.5e-4 · batch / 256; the paper's warmup for
-a single epoch is not public, 2.5% is the proportion of MAE's 40 epochs of 1600. `plan` compiled every size for its slice and
-it fits in less than 60% of the memory (README, "Choosing a slice"); `plan --search` chose the settings, but for
-2B/14. Here: not run.
+a single epoch is not public, 2.5% is the proportion of MAE's 40 epochs of 1600. `plan --search` chose the settings; no
+size fills half of its slice's memory (README, "Choosing a slice"). Here: not run.
 """
 
 import ml_collections

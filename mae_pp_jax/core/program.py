@@ -48,9 +48,11 @@ class Program:
         keys = jax.random.split(state_lib.step_key(state), self.stage.config.global_batch)
         trainable, frozen = self.optimizer.split(state.params)
         grads, (total, weight), values = self._gradients(trainable, frozen, batch, keys)
-        loss = total / jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0), grads)
-        norm = optim.global_norm(grads)
+        weight = jnp.maximum(weight, 1.0)
+        loss = total / weight
+        # Of the sums, before they are divided: on CPUs XLA else writes all squares to memory before it adds them.
+        norm = optim.global_norm(grads) / weight
+        grads = jax.tree.map(lambda g: g / weight, grads)
         trainable, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
         params = optim.merge(trainable, frozen)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

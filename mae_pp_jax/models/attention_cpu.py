@@ -21,19 +21,21 @@ def attend(qkv: jax.Array, heads: int) -> jax.Array:
       [batch, tokens, width].
     """
     _, batch, tokens, width = qkv.shape
-    # Heads before tokens: then each product is a stack of plain matrices.
-    split = qkv.reshape(3, batch, tokens, heads, width // heads).swapaxes(2, 3)
-    return _attend(split).swapaxes(1, 2).reshape(batch, tokens, width)
+    # Heads before tokens: then each product is a stack of plain matrices. Three arrays, not one: then their gradients are
+    # put together only where they are read.
+    split = (
+        part.reshape(batch, tokens, heads, width // heads).swapaxes(1, 2) for part in jax.lax.split(qkv, (1, 1, 1))
+    )
+    return _attend(*split).swapaxes(1, 2).reshape(batch, tokens, width)
 
 
 @jax.custom_vjp
-def _attend(qkv: jax.Array) -> jax.Array:
-    """qkv [3, batch, heads, tokens, head_dim] → [batch, heads, tokens, head_dim]."""
-    return _forward(qkv)[0]
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """All are [batch, heads, tokens, head_dim]."""
+    return _forward(query, key, value)[0]
 
 
-def _forward(qkv):
-    query, key, value = qkv
+def _forward(query, key, value):
     scores = _product(_scaled(query), key)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
@@ -41,25 +43,24 @@ def _forward(qkv):
     out = _on_all_cores(weights.astype(value.dtype) @ value) / total.astype(value.dtype)
     # The name lets a rematerialisation policy keep both, and so not run all of this again.
     out, log_total = checkpoint_name((out, largest + jnp.log(total)), "attended")
-    return out, (qkv, out, log_total)
+    return out, (query, key, value, out, log_total)
 
 
 def _backward(saved, grad):
     # All in the transposed form [batch, heads, keys, queries]: then only the gradient of the queries needs a transposed
     # factor, and that is the small one. XLA has no fast product of a transposed left factor.
-    (query, key, value), out, log_total = saved
+    query, key, value, out, log_total = saved
     weights = jnp.exp(_product(key, _scaled(query)) - log_total.swapaxes(-1, -2))
     grad_weights = _product(value, grad)
     # Σ_k weights · grad_weights, of which softmax's derivative takes a multiple off, is Σ_d out · grad.
     common = jnp.sum((out * grad).astype(jnp.float32), axis=-1)[..., None, :]
     grad_scores = (weights * (grad_weights - common) * query.shape[-1] ** -0.5).astype(query.dtype)
     key_rows = jax.lax.optimization_barrier(key.swapaxes(-1, -2))
-    grads = (
+    return (
         _on_all_cores(key_rows @ grad_scores).swapaxes(-1, -2),
         _on_all_cores(grad_scores @ query),
         _on_all_cores(weights.astype(grad.dtype) @ grad),
     )
-    return (jnp.stack(grads),)
 
 
 def _scaled(query):
