@@ -10,8 +10,8 @@ wrong() {
 }
 
 # options "NAME… FLAG! …" ARGUMENT…: sets a variable NAME for each --NAME=VALUE, FLAG=1 for each --FLAG, and leaves in
-# the array `command` what follows: a verb of mae_pp_jax and its arguments.
-dry_run='' command=()
+# the array `command` what follows: a verb of mae_pp_jax and its arguments, of which `workdir` is one.
+dry_run='' command=() workdir=''
 options() {
   local known_=" $1 dry_run! " option_
   shift
@@ -40,7 +40,9 @@ options() {
     train | pipeline | evaluate) ;;
     *) wrong "$1: not a verb that trains or evaluates; give train, pipeline or evaluate" ;;
   esac
-  [[ " $*" == *" --workdir="?* ]] || wrong "--workdir: give the folder of the run, on storage that all hosts share"
+  for option_; do [[ $option_ != --workdir=* ]] || workdir=${option_#*=}; done
+  [ -n "$workdir" ] || wrong "--workdir: give the folder of the run, on storage that all hosts share"
+  [[ $workdir != *://* ]] || wrong "--workdir: $workdir is no folder; give one on storage that all hosts mount"
   [[ $1 == evaluate || " $*" == *" --config="?* ]] || wrong "--config: give a config, such as configs/mae/in1k.py"
   command=("$@")
 }
@@ -51,6 +53,11 @@ required() {
   for option_; do
     [ -n "${!option_}" ] || wrong "--$option_: missing; see $0 --help"
   done
+}
+
+# below_mount: refuses a --workdir outside the share that --nfs names, since each host would write to a disk of its own.
+below_mount() {
+  [[ $workdir == /mnt/shared/?* ]] || wrong "--workdir: $workdir is not below /mnt/shared, where all hosts mount --nfs"
 }
 
 # quoted WORD…: the words as a shell reads them.

@@ -21,6 +21,7 @@ set -euo pipefail
 name='' topology='' image='' nfs='' namespace=default max_restarts=10
 options "name topology image nfs namespace max_restarts" "$@"
 required name topology image nfs
+below_mount
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || wrong "--name: $name must be lower-case letters, digits and dashes"
 [[ $max_restarts =~ ^[0-9]+$ ]] || wrong "--max_restarts: $max_restarts is not a number"
 [[ $nfs == ?*:/* ]] || wrong "--nfs: $nfs is not HOST:/FOLDER"

@@ -38,6 +38,7 @@ for ((i = 1; i <= $#; i++)); do
   esac
 done
 [ -n "$workdir" ] || [ "$1" != bench ] || workdir=runs/bench
+[[ $workdir != *://* ]] || wrong "--workdir: $workdir is no folder of this machine; give one, such as --workdir=runs/mae"
 [ -n "$workdir" ] || wrong "--workdir: give the folder of the run, such as --workdir=runs/mae"
 logs=${workdir%/}.processes
 

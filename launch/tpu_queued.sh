@@ -24,6 +24,7 @@ set -euo pipefail
 name='' project='' zone='' topology='' nfs='' repository='' revision='' spot='' watch=''
 options "name project zone topology nfs repository revision spot! watch!" "$@"
 required name project zone topology nfs repository
+below_mount
 tpu_slice "$topology"
 revision=${revision:-$(git rev-parse HEAD)}
 where=("$name" "--project=$project" "--zone=$zone")

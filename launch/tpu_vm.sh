@@ -21,6 +21,7 @@ set -euo pipefail
 name='' project='' zone='' topology='' nfs='' spot='' delete=''
 options "name project zone topology nfs spot! delete!" "$@"
 required name project zone topology nfs
+below_mount
 tpu_slice "$topology"
 where=("$name" "--project=$project" "--zone=$zone")
 

@@ -7,6 +7,7 @@ import sys
 import jax
 
 from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core import disk
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.interop import released, tables
@@ -105,7 +106,7 @@ def import_file(
     """
     from mae_pp_jax.interop import files, importing, layout, matching  # slow to import for the --help of other verbs
 
-    target = pathlib.Path(to)
+    target = disk.local(to, "--to")
     importing.check_target(target)
     path, origin = _fetch(source)
     if (path / "checkpoints").is_dir():
@@ -127,7 +128,7 @@ def export_run(run: str, to: str, format: str, *, step: str = "last", dtype: str
     """Writes the weights of a run as a file of another code base; see `interop.exporting`."""
     from mae_pp_jax.interop import exporting
 
-    target = pathlib.Path(to)
+    target = disk.local(to, "--to")
     exporting.check_target(target, format)
     export = exporting.plan(pathlib.Path(run), step, format, dtype)
     exporting.write(target, export)

@@ -106,7 +106,7 @@ def embed(
       UserError: no run there, no image, an unreadable one, or a pooling that the model does not have.
     """
     hardware.enable_compilation_cache()
-    target = pathlib.Path(out)
+    target = disk.local(out, "--out")
     if target.suffix != ".npz":
         raise UserError(f"--out: {out} must end in .npz")
     if batch < 1:

@@ -75,7 +75,7 @@ def pipeline(
     """
     hardware.enable_compilation_cache()
     plan = config_lib.load_file(config)
-    folder = pathlib.Path(workdir)
+    folder = disk.local(workdir)
     here = pathlib.Path(config.partition(".py:")[0]).parent
     stages = _resolve(plan, folder, here, overrides or {})
     written = dict(

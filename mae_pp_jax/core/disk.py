@@ -17,6 +17,19 @@ _REASONS = tuple(
 )
 
 
+def local(path: str | os.PathLike, key: str = "--workdir") -> pathlib.Path:
+    """The path, which must be one of this machine's file system.
+
+    Raises:
+      UserError: it is an address such as gs://bucket/run, of which pathlib would make a folder `gs:` here.
+    """
+    if "://" in str(path):
+        raise UserError(
+            f"{key}: {path} is no folder of this machine; give one, on storage that all hosts mount if many"
+        )
+    return pathlib.Path(path)
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, key: str = "--workdir") -> Iterator[None]:
     """Raises `UserError` naming `path`, and the key that chose it, when what happens inside lacks space or permission."""

@@ -22,10 +22,10 @@ class RunFolder:
         """Looks at the folder.
 
         Raises:
-          UserError: the folder holds a run with another config (the differing keys are named), is not a folder or
-            holds checkpoints of nobody knows what.
+          UserError: the folder holds a run with another config (the differing keys are named), is not a folder
+            of this machine or holds checkpoints of nobody knows what.
         """
-        self.path = pathlib.Path(path)
+        self.path = disk.local(path)
         self._config = config_lib.to_dict(config)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir: {self.path} is a file; give a folder")

@@ -110,6 +110,11 @@ def test_work_folders_that_cannot_be_used(refused, mae_run, tmp_path):
     assert "is a file" in refused(*mae, f"--workdir={tmp_path}/file")
     assert "cannot write" in refused(*mae, f"--workdir={tmp_path}/file/run")
     assert (tmp_path / "file").read_text() == "kept"
+    assert "gs://bucket/run is no folder of this machine" in refused(*mae, "--workdir=gs://bucket/run")
+    assert "is no folder of this machine" in refused(
+        "pipeline", "--config=configs/pipelines/demo.py", "--workdir=gs://bucket/run"
+    )
+    assert not pathlib.Path("gs:").exists()
     run = pathlib.Path(shutil.copytree(mae_run, tmp_path / "run"))
     (run / "config.json").write_text('{"stage": "m')
     assert f"{run / 'config.json'}: is damaged" in refused(*mae, f"--workdir={run}")

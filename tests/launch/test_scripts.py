@@ -185,6 +185,15 @@ def test_a_slice_that_was_taken_away_is_asked_for_again(tools):
         *((name, [], "give a verb") for name in SCRIPTS),
         *((name, TRAIN[:2], "--workdir") for name in SCRIPTS),
         *((name, ["--name=", *TRAIN], "--name") for name in SCRIPTS),
+        *(
+            (name, [*TRAIN, "--workdir=gs://b/run"], "--workdir: gs://b/run is no folder")
+            for name in (*SCRIPTS, "local")
+        ),
+        *(
+            (name, [*TRAIN, "--workdir=runs/a"], "--workdir: runs/a is not below")
+            for name in SCRIPTS
+            if name != "slurm"
+        ),
         ("tpu_vm", ["--topology=v9:2x2", *TRAIN], "--topology: v9:2x2 is not a slice"),
         ("tpu_queued", ["--topology=v5p:4x4", *TRAIN], "--topology: a v5p slice has 3 sides"),
         ("gke", ["--topology=v5e:3x5", *TRAIN], "--topology: 3x5 is not made of whole hosts"),
