@@ -4,11 +4,14 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
 from mae_pp_jax.core.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Array storage and TensorFlow wrap the system's error in types of their own and leave only its text.
 _REASONS = tuple(
@@ -45,11 +48,20 @@ def writing(path: str | os.PathLike, key: str = "--workdir") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path) -> Iterator[None]:
-    """Holds the one permission that the file `path` stands for, waiting for it. A process that dies gives it back."""
+def lock(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Holds the one permission that the file `path` stands for, waiting for it. A process that dies gives it back.
+
+    Args:
+      path: the file.
+      what: what its holder makes, for the line that tells who waits why.
+    """
     while True:
         file = path.open("w")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process, which makes %s", what)
+            fcntl.flock(file, fcntl.LOCK_EX)
         # The holder before us removed the file when done; then ours is no longer the one that others see.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -121,7 +121,7 @@ def made_once(kind: str, fingerprint: str, cache: str, make: Callable[[pathlib.P
         return folder
     with disk.writing(folder, "data.cache_dir"), contextlib.ExitStack() as held:
         root.mkdir(parents=True, exist_ok=True)
-        held.enter_context(disk.lock(root / f".{fingerprint}.lock"))
+        held.enter_context(disk.lock(root / f".{fingerprint}.lock", f"the {kind} of this dataset"))
         if not folder.is_dir():
             for stale in root.glob(f"incomplete.{fingerprint}.*"):  # of a process that was killed
                 shutil.rmtree(stale, ignore_errors=True)

@@ -265,7 +265,7 @@ def _lock(builder) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with _as_user_error(f"cannot write to {folder}"):
             os.makedirs(folder, exist_ok=True)
-            held.enter_context(disk.lock(pathlib.Path(folder, f".{builder.name}.lock")))
+            held.enter_context(disk.lock(pathlib.Path(folder, f".{builder.name}.lock"), builder.name))
         yield
 
 

@@ -116,3 +116,20 @@ def test_of_several_processes_one_works_and_a_killed_one_leaves_its_place_to_the
             made_by = set(pool.map(_make, [str(tmp_path)] * 2, [manager.Event(), manager.Event()], [0.5, 0.5]))
     assert len(made_by) == 1
     assert [path.name for path in (tmp_path / "mae_pp_jax" / "things").iterdir()] == ["abc"]
+
+
+def test_who_waits_for_another_process_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mae_pp_jax")
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        started = manager.Event()
+        other = context.Process(target=_make, args=(str(tmp_path), started, 600))
+        other.start()
+        assert started.wait(60)
+        waiting = pool.submit(_make, str(tmp_path), manager.Event(), 0)
+        limit = time.monotonic() + 30
+        while "waiting for another process, which makes the things of this dataset" not in caplog.messages:
+            assert time.monotonic() < limit and not waiting.done()
+            time.sleep(0.05)
+        os.kill(other.pid, signal.SIGKILL)
+        assert waiting.result(60) == str(os.getpid())
