@@ -128,8 +128,10 @@ def test_who_waits_for_another_process_is_told(tmp_path, caplog):
         assert started.wait(60)
         waiting = pool.submit(_make, str(tmp_path), manager.Event(), 0)
         limit = time.monotonic() + 30
-        while "waiting for another process, which makes the things of this dataset" not in caplog.messages:
-            assert time.monotonic() < limit and not waiting.done()
-            time.sleep(0.05)
-        os.kill(other.pid, signal.SIGKILL)
+        try:
+            while "waiting for another process, which makes the things of this dataset" not in caplog.messages:
+                assert time.monotonic() < limit and not waiting.done()
+                time.sleep(0.05)
+        finally:
+            os.kill(other.pid, signal.SIGKILL)
         assert waiting.result(60) == str(os.getpid())
