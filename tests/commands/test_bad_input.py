@@ -110,17 +110,21 @@ def test_work_folders_that_cannot_be_used(refused, mae_run, tmp_path):
     assert "is a file" in refused(*mae, f"--workdir={tmp_path}/file")
     assert "cannot write" in refused(*mae, f"--workdir={tmp_path}/file/run")
     assert (tmp_path / "file").read_text() == "kept"
-    assert "gs://bucket/run is no folder of this machine" in refused(*mae, "--workdir=gs://bucket/run")
-    assert "is no folder of this machine" in refused(
-        "pipeline", "--config=configs/pipelines/demo.py", "--workdir=gs://bucket/run"
-    )
-    assert not pathlib.Path("gs:").exists()
     run = pathlib.Path(shutil.copytree(mae_run, tmp_path / "run"))
     (run / "config.json").write_text('{"stage": "m')
     assert f"{run / 'config.json'}: is damaged" in refused(*mae, f"--workdir={run}")
     (run / "config.json").unlink()
     (run / "result.json").unlink()
     assert "without a config.json" in refused(*mae, f"--workdir={run}")
+
+
+def test_a_work_folder_that_is_an_address(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a folder `gs:` would come to be
+    (tmp_path / "pipeline.py").write_text("def get_config():\n  return dict(title='', data='', stages=[])\n")
+    mae = ("train", f"--config={ROOT / MAE}", *arguments(TINY_MAE))
+    for verb in (mae, ("pipeline", "--config=pipeline.py")):
+        assert "gs://bucket/run is no folder of this machine" in refused(*verb, "--workdir=gs://bucket/run")
+    assert not pathlib.Path("gs:").exists()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
