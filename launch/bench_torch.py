@@ -92,7 +92,7 @@ def ours(case: Case):
     step = train_step.TrainStep(program_lib.make(stage, mesh))
     square = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), jnp.bfloat16)
     product = jax.jit(lambda x: jax.lax.fori_loop(0, MATMUL_REPEATS, lambda _, y: x @ y, x))
-    return step.run, lambda: jax.block_until_ready(product(square)), stage.train_flops_per_image() * case.batch
+    return step.run, lambda: jax.block_until_ready(product(square)), stage.train_flops_per_example() * case.batch
 
 
 def theirs(case: Case):

@@ -16,6 +16,7 @@ def setting(program: Program, config: str) -> dict:
     return dict(
         config=config,
         stage=program.stage.config.stage,
+        example=program.stage.example,
         global_batch=program.stage.config.global_batch,
         device=device.device_kind,
         devices=program.mesh.size,
@@ -29,7 +30,7 @@ def step(program: Program, times: StepTimes) -> dict:
     """Figures of the step on a batch that stays on the devices.
 
     Returns:
-      images_per_second: of all devices, by the median.
+      examples_per_second: of all devices, by the median.
       seconds: median, p10 and p90 of the time of a step, each the mean of `window_steps` steps; of `windows` means.
       model_flops: matrix products of one step, forward and backward; what remat computes again is not counted.
       utilization: their share of the devices' bf16 peak, None where the peak is not known.
@@ -37,10 +38,10 @@ def step(program: Program, times: StepTimes) -> dict:
       peak_bytes: largest memory in use on one device, None where it does not tell.
     """
     median, low, high = (float(q) for q in np.quantile(times.seconds, (0.5, 0.1, 0.9)))
-    flops = program.stage.train_flops_per_image() * program.stage.config.global_batch
+    flops = program.stage.train_flops_per_example() * program.stage.config.global_batch
     peak = hardware.peak_flops(program.mesh.devices.flat[0])
     return dict(
-        images_per_second=program.stage.config.global_batch / median,
+        examples_per_second=program.stage.config.global_batch / median,
         seconds=dict(median=median, p10=low, p90=high),
         windows=len(times.seconds),
         window_steps=times.window_steps,
@@ -55,26 +56,26 @@ def step(program: Program, times: StepTimes) -> dict:
 def input_alone(program: Program, seconds: np.ndarray, cores: int) -> dict:
     """Figures of this host's input with nothing else running: seconds [batches] of each of its batches."""
     rate = program.stage.config.global_batch / program.stage.reader[1] * len(seconds) / float(np.sum(seconds))
-    return dict(images_per_second=rate, cores=cores, images_per_second_per_core=rate / cores)
+    return dict(examples_per_second=rate, cores=cores, examples_per_second_per_core=rate / cores)
 
 
 def together(program: Program, times: FedTimes) -> dict:
     """Figures of steps fed by the input. `stall_share`: part of the time in which the devices waited for a batch."""
     total = float(np.sum(times.seconds))
     return dict(
-        images_per_second=program.stage.config.global_batch * len(times.seconds) / total,
+        examples_per_second=program.stage.config.global_batch * len(times.seconds) / total,
         stall_share=float(np.sum(times.stalls)) / total,
     )
 
 
 def lines(found: dict) -> list[str]:
     """The figures for people; `found` holds `setting` and, by name, what the functions above return."""
-    alone = found["step"]
+    alone, unit = found["step"], found["example"] + "s"
     median, low, high = (f"{1e3 * alone['seconds'][name]:,.4g}" for name in ("median", "p10", "p90"))
     peak = "" if alone["utilization"] is None else f", {alone['utilization']:.1%} of the bf16 peak"
     memory = f"{alone['peak_bytes'] / 2**30:.2f} GiB a device" if alone["peak_bytes"] else "the device does not tell"
     rows = {
-        "step": f"{alone['images_per_second']:,.4g} images/s",
+        "step": f"{alone['examples_per_second']:,.4g} {unit}/s",
         "time of a step": f"{median} ms (p10 {low}, p90 {high}, of {alone['windows']} × {alone['window_steps']} steps)",
         "matmuls": f"{alone['tflops_per_second']:.3g} TFLOP/s{peak}",
         "compiled in": f"{alone['compile_seconds']:.1f} s",
@@ -82,12 +83,12 @@ def lines(found: dict) -> list[str]:
     }
     if "input" in found:
         feed, both = found["input"], found["together"]
-        each = f"{feed['images_per_second_per_core']:,.4g} on each of {feed['cores']} cores"
+        each = f"{feed['examples_per_second_per_core']:,.4g} on each of {feed['cores']} cores"
         each += f", of process 0 of {jax.process_count()}" if jax.process_count() > 1 else ""
         rows |= {
-            "input": f"{feed['images_per_second']:,.4g} images/s, {each}",
-            "step and input": f"{both['images_per_second']:,.4g} images/s, waits {both['stall_share']:.1%} of the time",
+            "input": f"{feed['examples_per_second']:,.4g} {unit}/s, {each}",
+            "step and input": f"{both['examples_per_second']:,.4g} {unit}/s, waits {both['stall_share']:.1%} of the time",
         }
     device = f"{found['devices']} × {found['device']}, jax {found['jax']}, {found['date']}"
-    head = f"{found['stage']}, {found['global_batch']} images a step, {device}"
+    head = f"{found['stage']}, {found['global_batch']} {unit} per step, {device}"
     return [head, *(f"  {name:<15} {text}" for name, text in rows.items())]

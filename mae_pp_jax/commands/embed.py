@@ -19,7 +19,7 @@ import tqdm
 from mae_pp_jax.core import checkpoint, console, disk, hardware, partition
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.core.functional import Model, flatten, unflatten
+from mae_pp_jax.core.functional import Model, unflatten
 from mae_pp_jax.core.partition import MeshConfig
 from mae_pp_jax.data import augment
 from mae_pp_jax.data import images as images_lib
@@ -166,11 +166,8 @@ def load(
     side = image_size or config["data"]["image_size"]
     ends_in_mean = "encoder/fc_norm/scale" in saved
     module = Model(lambda rngs: vit.Encoder(model, side, pooled=ends_in_mean, rngs=rngs))
-    layout = partition.shardings(unflatten(saved), saved, "replicate", mesh)
-    wanted = {
-        path: jax.ShapeDtypeStruct(saved[path].shape, saved[path].dtype, sharding=sharding)
-        for path, sharding in flatten(layout).items()
-    }
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    wanted = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for path, leaf in saved.items()}
     params = checkpoint.read(run, step, item, wanted)
     table = np.asarray(params["encoder/pos_embed"])
     grid = (vit.grid_side(model, side),) * 2

@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import jax
-import numpy as np
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import checkpoint, disk, hardware, hosts, partition
@@ -68,7 +67,8 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     item = "ema" if "ema" in items else "params"
     shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
     checkpoint.check_shapes(items[item], shapes, f"{folder}/checkpoints/{step}")
-    placed = partition.shardings(unflatten(shapes), shapes, config.mesh.rules, mesh)
+    axes = partition.axes_of(stage.parameter_axes(), shapes)
+    placed = partition.shardings(unflatten(shapes), axes, config.mesh.rules, mesh)
     wanted = {
         path: jax.ShapeDtypeStruct(shapes[path].shape, shapes[path].dtype, sharding=sharding)
         for path, sharding in flatten(placed).items()
@@ -78,7 +78,7 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     for evaluator in evaluators:
         if names is None or evaluator.name in names:
             values = evaluator.run(params, mesh)
-            found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+            found |= {name: value for name, value in values.items() if isinstance(value, float | int)}
     if hosts.first():
         disk.write_json(folder / f"evaluation_{step}.json", found)
     return found

@@ -167,7 +167,7 @@ def _work(config) -> tuple[int, float]:
     """(images, model FLOPs) of a stage: the measure of progress."""
     stage = registry.create(config)
     images = program_lib.steps_of(stage, "train_for") * config.global_batch
-    return images, images * stage.train_flops_per_image()
+    return images, images * stage.train_flops_per_example()
 
 
 class _Watch:
@@ -195,7 +195,7 @@ class _Watch:
         for name in running:
             row = _last_row(self._folder / name / "metrics.jsonl")
             images, flops = self._work[name]
-            share = min(row.get("images_seen", 0) / images, 1.0)
+            share = min(row.get("examples_seen", 0) / images, 1.0)
             spent += share * flops
             parts.append(f"{name} {share:.0%}" + (f" loss {row['train/loss']:.3g}" if "train/loss" in row else ""))
         if self._start is None:

@@ -1,8 +1,8 @@
 """How glibc hands out memory to a process that trains: it keeps what is freed, and in huge pages.
 
 A program on CPUs takes and frees tens to hundreds of MB a step. By default glibc returns them to the system each time
-and gets them again as zeroed pages of 4 KiB: 160,000 page faults a step for MAE ViT-S with 8 images. Kept, the images/s
-of one core were 1.25 times as many for the demo's models, alternating runs. glibc reads the setting when a process
+and gets them again as zeroed pages of 4 KiB: 160,000 page faults a step for MAE ViT-S with batches of 8. Kept, the speed
+of one core was 1.25 times as high for the demo's models, alternating runs. glibc reads the setting when a process
 starts, and not later.
 """
 

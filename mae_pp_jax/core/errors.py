@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 class RunStopped(Exception):
-    """The run stopped itself to protect its result (non-finite loss, too many unreadable images). Exit code 3."""
+    """The run stopped itself to protect its result (non-finite loss, too many unreadable records). Exit code 3."""
 
     exit_code = 3
 

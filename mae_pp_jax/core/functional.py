@@ -5,20 +5,16 @@ slash paths such as `encoder/blocks/attn/qkv/kernel`, and a model is the pair (i
 leaves nothing stateful inside `jax.jit`, and lets freezing, decay, sharding and handoff all speak of the same paths.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
 # What the backward pass finds saved, and what it computes again. `none` saves every intermediate value; `full` saves
-# the input of each block alone; `dots` saves what matmuls of a block made, by the names that blocks give it with
-# `checkpoint_name`, but not the scores inside attention, which grow with tokens².
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names("qkv", "attended", "attention_added", "hidden"),
-}
+# the input of each block alone; `dots` saves what matmuls of a block made, by the names that its module gives them with
+# `checkpoint_name`.
+REMAT = ("none", "full", "dots")
 
 
 class Model:
@@ -69,14 +65,17 @@ def stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rn
     return nnx.merge(graph, jax.lax.map(lambda key: nnx.state(make_block(nnx.Rngs(params=key))), keys))
 
 
-def scan(blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none") -> jax.Array:
+def scan(
+    blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none", saved: Sequence[str] = ()
+) -> jax.Array:
     """Runs stacked blocks one after another under `jax.lax.scan`, so that compile time does not grow with depth.
 
     Args:
       blocks: a module made by `stack`.
       x: input of the first block; each block must keep its shape and dtype.
       *per_layer: pytrees with a leading `layers` axis; block i is called as `block(x, *[p[i] for p in per_layer])`.
-      remat: what the backward pass recomputes, a name of `REMAT`.
+      remat: what the backward pass recomputes, one of `REMAT`.
+      saved: the names under which a block's values are saved by `dots`.
     """
     graph, state = nnx.split(blocks)
 
@@ -84,9 +83,10 @@ def scan(blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none") -> j
         layer_state, extras = layer
         return nnx.merge(graph, layer_state)(x, *extras), None
 
-    if REMAT[remat] is not None:
+    if remat != "none":
+        names = saved if remat == "dots" else ()
         # A scan is never merged with its recomputation, so the barriers against common subexpressions are not needed.
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(*names), prevent_cse=False)
     return jax.lax.scan(body, x, (state, per_layer))[0]
 
 

@@ -106,7 +106,7 @@ class _Training:
         self.stage, self.mesh, self.batch = prog.stage, prog.mesh, prog.stage.config.global_batch
         self.evaluators = prog.stage.evaluators()
         self.began = time.monotonic()
-        self.flops = prog.stage.train_flops_per_image()
+        self.flops = prog.stage.train_flops_per_example()
         self.speeds: list[float] = []
         zeros = functools.partial(metrics.zeros, list(prog.shapes.metrics))
         self.no_metrics = jax.jit(zeros, out_shardings=prog.shardings.metrics)
@@ -119,7 +119,7 @@ class _Training:
         compile_began = time.monotonic()
         update = self.prog.compile()
         log.info("compiled the train step in %.1f s", time.monotonic() - compile_began)
-        self.progress = metrics.Progress(stage.config.stage, start, total, self.batch)
+        self.progress = metrics.Progress(stage.config.stage, start, total, self.batch, stage.example)
         batches = stage.train_batches(start)
         tracing = False
         with contextlib.ExitStack() as cleanup:
@@ -161,7 +161,7 @@ class _Training:
         self.rows.write(step, step * self.batch, {**values, **counts})
         speed = self.progress.report(step, {n: v for n, v in values.items() if n != "train/gradient_norm"})
         self.speeds.append(speed)
-        machine = {"speed/images_per_second": speed, "speed/model_tflops_per_second": speed * self.flops / 1e12}
+        machine = {"speed/examples_per_second": speed, "speed/model_tflops_per_second": speed * self.flops / 1e12}
         if peak := hardware.peak_flops(self.mesh.devices.flat[0]):
             machine["speed/utilization"] = speed * self.flops / (peak * self.mesh.size)
         self.board.scalars(step, {**values, **counts, **machine})
@@ -170,20 +170,18 @@ class _Training:
 
     def evaluate(self, step: int, state: TrainState) -> None:
         self.check_finite(state)
-        params = state.params if state.ema is None else state.ema
+        params = self.prog.averaged(state)
         with self.progress.paused():
             for evaluator in self.evaluators:
                 found = evaluator.run(params, self.mesh)
-                scalars = {n: v for n, v in found.items() if not isinstance(v, np.ndarray)}
-                pictures = {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
+                scalars = {n: v for n, v in found.items() if isinstance(v, float | int)}
                 if scalars:
                     self.rows.write(step, step * self.batch, scalars)
                     log.info("step %d %s", step, " ".join(f"{n} {v:.4g}" for n, v in scalars.items()))
                 self.board.scalars(step, scalars)
-                self.board.pictures(step, pictures)
-                for name, picture in pictures.items():
-                    if hosts.first():
-                        metrics.write_picture(self.folder.path / "pictures" / f"{name}_{step}.png", picture)
+                for name in found.keys() - scalars.keys():
+                    self.board.drawing(step, name, found[name])
+                    self.folder.write_drawing(*found[name].file(name, step))
 
     def save(self, step: int, state: TrainState) -> None:
         self.check_finite(state)
@@ -201,16 +199,16 @@ class _Training:
             )
 
     def finish(self, step: int, state: TrainState) -> dict:
-        params = state.params if state.ema is None else state.ema
+        params = self.prog.averaged(state)
         result = dict(
             stage=self.stage.config.stage,
             step=step,
-            images_seen=step * self.batch,
+            examples_seen=step * self.batch,
             metrics=hosts.from_first(self.rows.last),
-            images_per_second=float(np.median(self.speeds)) if self.speeds else None,
+            examples_per_second=float(np.median(self.speeds)) if self.speeds else None,
             wall_seconds=self.meta["wall_seconds"] + time.monotonic() - self.began,
             parameters=sum(int(np.prod(leaf.shape)) for leaf in flatten(state.params).values()),
-            train_flops_per_image=self.flops,
+            train_flops_per_example=self.flops,
             seed=self.stage.config.seed,
             dataset=self.stage.dataset,
             lineage=self.meta["lineage"],
@@ -249,11 +247,12 @@ def _describe(prog: program_lib.Program) -> None:
     tables = {name: (tree, jax.tree.map(lambda leaf: leaf.sharding, tree)) for name, tree in parts.items()}
     log.info("%s", partition.table(tables, prog.mesh))
     log.info(
-        "%d steps of %d images over %d records; %.4g model FLOPs a step",
+        "%d steps of %d %ss over %d records; %.4g model FLOPs per step",
         lengths.total,
         stage.config.global_batch,
+        stage.example,
         stage.records,
-        stage.train_flops_per_image() * stage.config.global_batch,
+        stage.train_flops_per_example() * stage.config.global_batch,
     )
 
 

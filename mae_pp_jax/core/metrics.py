@@ -8,10 +8,8 @@ import os
 import pathlib
 import time
 
-import cv2
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tqdm
 
 from mae_pp_jax.core import console, disk, hosts
@@ -35,7 +33,7 @@ def means(total: dict) -> dict[str, float]:
 
 
 class Rows:
-    """`metrics.jsonl`: one JSON object a line, keys `step`, `images_seen`, `split/name`; process 0 writes.
+    """`metrics.jsonl`: one JSON object per line, keys `step`, `examples_seen`, `set/name`; process 0 writes.
 
     A row holds nothing that depends on the clock, so that a resumed run leaves the same bytes as an uninterrupted one.
     """
@@ -52,10 +50,10 @@ class Rows:
         disk.write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, images_seen: int, values: dict[str, float]) -> None:
+    def write(self, step: int, examples_seen: int, values: dict[str, float]) -> None:
         if self._file:
             with disk.writing(self._path):
-                self._file.write(json.dumps({"step": step, "images_seen": images_seen, **values}) + "\n")
+                self._file.write(json.dumps({"step": step, "examples_seen": examples_seen, **values}) + "\n")
                 self._file.flush()
 
     def last(self) -> dict[str, float]:
@@ -97,8 +95,9 @@ class TensorBoard:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._submit(lambda: self._open().write_scalars(step, values))
 
-    def pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        self._submit(lambda: self._open().write_images(step, {n: p[None] for n, p in pictures.items()}))
+    def drawing(self, step: int, name: str, drawing) -> None:
+        """Shows a `stage.Drawing`."""
+        self._submit(lambda: drawing.show(self._open(), name, step))
 
     def text(self, step: int, texts: dict[str, str]) -> None:
         self._submit(lambda: self._open().write_texts(step, texts))
@@ -116,19 +115,19 @@ class TensorBoard:
                     job.result()
 
 
-def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
-    """Writes uint8 RGB [height, width, 3] as PNG."""
-    with disk.writing(path):
-        path.parent.mkdir(exist_ok=True)
-    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    disk.write_whole(path, content.tobytes())
-
-
 class Progress:
-    """A bar with time left, images/s and loss on a terminal; plain log lines elsewhere. Speed excludes compilation."""
+    """A bar with time left, speed and loss on a terminal; plain log lines elsewhere. Speed excludes compilation.
 
-    def __init__(self, label: str, start_step: int, total_steps: int, global_batch: int):
-        self._label, self._total, self._batch = label, total_steps, global_batch
+    Args:
+      label: what is trained.
+      start_step: steps done before.
+      total_steps: steps of the whole run.
+      global_batch: examples per step.
+      example: what one is called.
+    """
+
+    def __init__(self, label: str, start_step: int, total_steps: int, global_batch: int, example: str):
+        self._label, self._total, self._batch, self._example = label, total_steps, global_batch, example
         self._first, self._began = start_step, time.monotonic()
         self._last = (start_step, self._began)
         self._bar = None
@@ -136,7 +135,7 @@ class Progress:
             self._bar = tqdm.tqdm(
                 total=total_steps * global_batch,
                 initial=start_step * global_batch,
-                unit=" images",
+                unit=f" {example}s",
                 unit_scale=True,
                 desc=label,
                 dynamic_ncols=True,
@@ -148,14 +147,14 @@ class Progress:
             self._bar.update(step * self._batch - self._bar.n)
 
     def report(self, step: int, values: dict[str, float]) -> float:
-        """Shows the values of a log step and returns images/s since the last one."""
+        """Shows the values of a log step and returns examples per second since the last one."""
         now = time.monotonic()
         last_step, last_time = self._last
         speed = (step - last_step) * self._batch / max(now - last_time, 1e-9)
         self._last = (step, now)
         left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
         shown = " ".join(f"{name.split('/', 1)[1]} {value:.4g}" for name, value in values.items())
-        line = f"{self._label} step {step}/{self._total} {shown} {speed:,.0f} images/s, {_clock(left)} left"
+        line = f"{self._label} step {step}/{self._total} {shown} {speed:,.0f} {self._example}s/s, {_clock(left)} left"
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
             log.debug(line)

@@ -18,6 +18,7 @@ from mae_pp_jax.core import schedule
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
+from mae_pp_jax.core.partition import Axes
 
 FROZEN = "frozen"
 Rules = Sequence[tuple[str, Any]]
@@ -32,7 +33,7 @@ class OptimConfig:
     """Optimizer, learning rate and schedule."""
 
     name: str = key("adamw", "update rule", choices=("adamw", "sgd", "lars"))
-    lr: float = key(1.5e-4, "learning rate for `lr_batch` images; scaled linearly with the global batch", low=0.0)
+    lr: float = key(1.5e-4, "learning rate for `lr_batch` examples; scaled linearly with the global batch", low=0.0)
     lr_batch: int = key(256, "global batch for which `lr` is given; 0: `lr` is absolute", low=0)
     warmup: str = key("5%", "length of the linear warmup from 0")
     shape: str = key("cosine", "learning rate after the warmup", choices=("cosine", "constant"))
@@ -99,6 +100,7 @@ def make(
     config: OptimConfig,
     shapes: Mapping,
     *,
+    axes: Mapping[str, Axes],
     lr_rules: Rules,
     decay_rules: Rules,
     total: int,
@@ -110,12 +112,13 @@ def make(
     Args:
       config: what to build.
       shapes: nested dict of parameter shapes.
+      axes: path → axes, which of them are stacks; see `core.partition`.
       lr_rules: value per path: a factor on the learning rate, an array [layers] of factors for stacked blocks
         (layer-wise decay), or `FROZEN`.
       decay_rules: value per path: a factor on the weight decay.
       total: steps of the whole training.
       records: records in one epoch.
-      global_batch: images a step.
+      global_batch: examples per step.
 
     The factor of `lr_rules` also scales the weight decay, as AdamW's decay is multiplied by the learning rate.
     """
@@ -151,20 +154,6 @@ def make(
         steps = [weight_decay, *trust, direction, _scale(unflatten(speeds)), optax.scale_by_learning_rate(rate)]
     clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     return Optimizer(optax.chain(*clip, *steps), rate, frozen)
-
-
-def layer_decay(rate: float, layers: int, *, prefix: str = "encoder", frozen: Sequence[str] = ()) -> Rules:
-    """Learning rate factors rate^(layers+1-id): id 0 for patches and positions, i+1 for block i, layers+1 for the rest.
-
-    Source: facebookresearch/mae util/lr_decay.py. `frozen` patterns come first.
-    """
-    blocks = np.asarray([rate ** (layers - i) for i in range(layers)], np.float32)
-    return (
-        *((pattern, FROZEN) for pattern in frozen),
-        (rf"{prefix}/(patch_embed/.*|cls_token|pos_embed)", rate ** (layers + 1)),
-        (rf"{prefix}/blocks/.*", blocks),
-        (r".*", 1.0),
-    )
 
 
 def _matrices(tree):

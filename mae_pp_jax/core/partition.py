@@ -1,13 +1,15 @@
 """One device mesh, and the rules that say how parameters, optimizer state and batches lie on it.
 
-Sharding is data, kept outside the models: `PARAMETER_AXES` names the axes of each parameter by its path, and a table
-of `TABLES` says which named axis is split over which mesh axis. A laptop is the mesh (1, 1, 1).
+Sharding is data: a stage states the axes of each parameter by its path (`Stage.parameter_axes`), merged from the tables
+that models declare beside their modules, and `config.mesh.rules` says which mesh axes parameters are split over. A
+laptop is the mesh (1, 1, 1).
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,29 +23,16 @@ from mae_pp_jax.core.errors import UserError
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # a batch is split over both; parameters over `fsdp` and `tensor`
 
-# Parameter path → names of its last axes. Leading axes (the stacked `layers`) are never split. First match wins and
-# the last rule matches everything, so that every leaf has exactly one rule.
-PARAMETER_AXES = (
-    (r".*patch_embed/kernel", ("pixels", "embed")),
-    (r".*(cls_token|pos_embed|mask_token)", (None, "embed")),
-    (r".*attn/qkv/kernel", ("embed", None, "heads", None)),
-    (r".*attn/qkv/bias", (None, "heads", None)),
-    (r".*attn/proj/kernel", ("heads", None, "embed")),
-    (r".*mlp/fc1/kernel", ("embed", "mlp")),
-    (r".*mlp/fc1/bias", ("mlp",)),
-    (r".*mlp/fc2/kernel", ("mlp", "embed")),
-    (r".*decoder/embed/kernel", ("embed", None)),
-    (r".*decoder/pred/kernel", ("embed", None)),
-    (r"head/kernel", ("embed", "classes")),
-    (r".*", ()),
-)
+# What an axis of a parameter may be besides whole (None): split over a mesh axis, or a stack. Along `layers` stand the
+# blocks of one model; along `splits` stand models that are independent of one another.
+STACKS = ("layers", "splits")
+SPLIT_OVER = ("fsdp", "tensor")
+WHOLE_SHARE = 0.01  # of all bytes: a larger parameter must be covered by a rule
 
-# Named axis → mesh axis. What a table does not name stays whole on every device.
-TABLES: dict[str, dict[str, str]] = {
-    "replicate": {},
-    "fsdp": {"embed": "fsdp"},
-    "fsdp_tensor": {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "classes": "tensor"},
-}
+# Table of `config.mesh.rules` → the mesh axes that parameters are split over.
+TABLES: dict[str, tuple[str, ...]] = {"replicate": (), "fsdp": ("fsdp",), "fsdp_tensor": ("fsdp", "tensor")}
+
+Axes = tuple[str | None, ...]  # of a parameter, one entry an axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +41,8 @@ class MeshConfig:
 
     data: int = key(-1, "devices over which only the batch is split", low=-1)
     fsdp: int = key(1, "devices over which batch and parameters are split", low=-1)
-    tensor: int = key(1, "devices over which heads and mlp are split", low=-1)
-    rules: str = key("fsdp_tensor", "table of sharding rules for parameters", choices=tuple(TABLES))
+    tensor: int = key(1, "devices over which the channels inside a layer are split", low=-1)
+    rules: str = key("fsdp_tensor", "mesh axes over which parameters are split", choices=tuple(TABLES))
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
@@ -121,7 +110,7 @@ def constrain(x: jax.Array, axes: tuple) -> jax.Array:
 
     Args:
       x: any array.
-      axes: one entry an axis of x: "batch", "heads", "mlp", "classes" (over `tensor`) or None (whole).
+      axes: one entry an axis of x: "batch", "tensor" or None (whole).
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -149,44 +138,71 @@ def local_shape(shape: tuple[int, ...], axes: tuple) -> tuple[int, ...]:
 
 
 def _activation_spec(axes: tuple) -> PartitionSpec:
-    names = {"batch": BATCH_AXES, "heads": "tensor", "mlp": "tensor", "classes": "tensor", None: None}
-    return PartitionSpec(*(names[a] for a in axes))
+    return PartitionSpec(*(BATCH_AXES if axis == "batch" else axis for axis in axes))
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], rules: str, mesh: Mesh) -> PartitionSpec:
-    """Where one parameter lies: its `PARAMETER_AXES` rule under the table `rules`.
+def axes_of(rules: Sequence[tuple[str, Axes]], shapes: Mapping[str, Any]) -> dict[str, Axes]:
+    """The axes of every parameter: those of the first rule whose pattern matches the whole path.
+
+    A small parameter that no rule covers is whole.
+
+    Args:
+      rules: (pattern, axes), as `Stage.parameter_axes` gives them.
+      shapes: path → anything with `shape` and `dtype`.
+
+    Raises:
+      UserError: a parameter of more than 1% of all bytes that no rule covers, or a rule that does not fit a shape.
+    """
+    total, out = sum(_bytes(leaf.shape, leaf) for leaf in shapes.values()), {}
+    for path, leaf in shapes.items():
+        axes = next((axes for pattern, axes in rules if re.fullmatch(pattern, path)), None)
+        if axes is None:
+            share = _bytes(leaf.shape, leaf) / total
+            if share > WHOLE_SHARE:
+                raise UserError(
+                    f"parameter axes: no rule covers {path} {tuple(leaf.shape)}, {share:.0%} of all bytes; add "
+                    f"(r'{re.escape(path)}', …) to the stage's parameter_axes, with None for each axis to keep it whole"
+                )
+            axes = (None,) * len(leaf.shape)
+        if len(axes) != len(leaf.shape) or set(axes) - {*STACKS, *SPLIT_OVER, None}:
+            raise UserError(
+                f"parameter axes: {path} {tuple(leaf.shape)} is said to have axes {axes}; name each of its "
+                f"{len(leaf.shape)} axes by one of {', '.join((*STACKS, *SPLIT_OVER))} or None"
+            )
+        out[path] = axes
+    return out
+
+
+def parameter_spec(axes: Axes, shape: tuple[int, ...], rules: str, mesh: Mesh) -> PartitionSpec:
+    """Where one parameter with these axes lies under the table `rules`.
 
     An axis that its mesh axis does not divide stays whole; `table` shows such leaves.
     """
-    axes = next(axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path))
-    spec: list[str | None] = [None] * len(shape)
-    for offset, name in enumerate(reversed(axes[-len(shape) :] if shape else ())):
-        index, mesh_axis = len(shape) - 1 - offset, TABLES[rules].get(name)
-        if mesh_axis and shape[index] % mesh.shape[mesh_axis] == 0:
-            spec[index] = mesh_axis
-    return PartitionSpec(*spec)
+    split = TABLES[rules]
+    return PartitionSpec(
+        *(axis if axis in split and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True))
+    )
 
 
-def shardings(tree, parameter_paths, rules: str, mesh: Mesh):
+def shardings(tree, axes: Mapping[str, Axes], rules: str, mesh: Mesh):
     """Shardings of a whole train state (or of parameters alone).
 
-    A leaf whose key path ends in a parameter's path (the parameter itself, its momentum, its average) lies as that
-    parameter does; everything else (counters, metrics) is replicated.
+    A leaf whose key path ends in a parameter's path and that has its axes (the parameter itself, its momentum, its
+    average) lies as that parameter does; everything else (counters, metrics) is replicated.
 
     Args:
       tree: pytree of arrays or ShapeDtypeStructs.
-      parameter_paths: the slash paths of all parameters.
+      axes: path → axes of all parameters, from `axes_of`.
       rules: name of a table.
       mesh: the mesh.
     """
-    known = set(parameter_paths)
 
     def leaf_sharding(key_path, leaf):
         names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in key_path]
         for start in range(len(names)):
-            path = "/".join(names[start:])
-            if path in known:
-                return NamedSharding(mesh, parameter_spec(path, leaf.shape, rules, mesh))
+            found = axes.get("/".join(names[start:]))
+            if found is not None and len(found) == len(leaf.shape):
+                return NamedSharding(mesh, parameter_spec(found, leaf.shape, rules, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
@@ -201,7 +217,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def reader(mesh: Mesh) -> tuple[int, int]:
     """Which part of every global batch this process reads, (index, number of parts): the rows of its own devices.
 
-    Processes that only share heads and mlp (`tensor` over several hosts) read the same part.
+    Processes that only share channels (`tensor` over several hosts) read the same part.
 
     Raises:
       UserError: processes share some rows of a batch and not others.

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from mae_pp_jax.core import metrics, optim, partition, schedule
 from mae_pp_jax.core import state as state_lib
+from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.core.state import TrainState
@@ -38,6 +39,10 @@ class Program:
     def shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
+    def averaged(self, state: TrainState):
+        """The parameters to evaluate and hand on: averages where they are kept, else as trained."""
+        return state.params if state.ema is None else optim.merge(state.ema, self.optimizer.split(state.params)[1])
+
     def first_state(self, params) -> TrainState:
         """The state before the first update; pure."""
         names, counts = list(self.shapes.metrics), tuple(self.shapes.counts)
@@ -47,6 +52,8 @@ class Program:
         """One update; pure."""
         keys = jax.random.split(state_lib.step_key(state), self.stage.config.global_batch)
         trainable, frozen = self.optimizer.split(state.params)
+        counts = self.stage.counts(batch)
+        batch = self.stage.augment(batch, keys)
         grads, (total, weight), values = self._gradients(trainable, frozen, batch, keys)
         weight = jnp.maximum(weight, 1.0)
         loss = total / weight
@@ -63,10 +70,10 @@ class Program:
             opt_state=opt_state,
             ema=None
             if state.ema is None
-            else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params),
+            else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, trainable),
             rng=state.rng,
             metrics=metrics.add(state.metrics, {**values, "gradient_norm": (norm, jnp.ones(()))}),
-            counts={name: state.counts[name] + new for name, new in self.stage.counts(batch).items()},
+            counts={name: state.counts[name] + new for name, new in counts.items()},
             bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
         )
 
@@ -117,6 +124,11 @@ def make(stage: Stage, mesh: Mesh) -> Program:
       UserError: the batch does not split over the mesh, a length cannot be read, a parameter is not covered by rules.
     """
     config = stage.config
+    if config.microbatches > 1 and not stage.divisible:
+        raise UserError(
+            f"config.microbatches: {config.microbatches}, but the loss of stage '{config.stage}' compares each example "
+            "with the whole batch and cannot be cut; use 1, and save memory with more devices or rematerialisation"
+        )
     partition.check_batch(config.global_batch, mesh, config.microbatches)
     total = steps_of(stage, "train_for")
     lengths = Lengths(
@@ -127,9 +139,11 @@ def make(stage: Stage, mesh: Mesh) -> Program:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(stage.init, key)
+    axes = partition.axes_of(stage.parameter_axes(), flatten(params))
     optimizer = optim.make(
         config.optim,
         params,
+        axes=axes,
         lr_rules=stage.lr_rules(),
         decay_rules=stage.decay_rules(),
         total=lengths.total,
@@ -137,10 +151,11 @@ def make(stage: Stage, mesh: Mesh) -> Program:
         global_batch=config.global_batch,
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.global_batch))
-    names = [*jax.eval_shape(stage.loss, params, stage.batch_spec(), keys)[1], "gradient_norm"]
+    batch = jax.eval_shape(stage.augment, stage.batch_spec(), keys)
+    names = [*jax.eval_shape(stage.loss, params, batch, keys)[1], "gradient_norm"]
     counts = tuple(jax.eval_shape(stage.counts, stage.batch_spec()))
     state = jax.eval_shape(functools.partial(_first_state, config, optimizer, names, counts), params)
-    placed = partition.shardings(state, flatten(params), config.mesh.rules, mesh)
+    placed = partition.shardings(state, axes, config.mesh.rules, mesh)
     shapes = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, placed)
     return Program(stage, mesh, optimizer, shapes, lengths)
 
@@ -151,7 +166,12 @@ def steps_of(stage: Stage, field: str, total: int | None = None) -> int:
     for name in field.split("."):
         value = getattr(value, name)
     return schedule.steps(
-        value, field=f"config.{field}", records=stage.records, global_batch=stage.config.global_batch, total=total
+        value,
+        field=f"config.{field}",
+        records=stage.records,
+        global_batch=stage.config.global_batch,
+        total=total,
+        example=stage.example,
     )
 
 
@@ -160,7 +180,7 @@ def _first_state(config, optimizer: optim.Optimizer, names, counts, params) -> T
         params,
         optimizer.init(params),
         seed=config.seed,
-        ema=config.optim.ema > 0,
+        averaged=optimizer.split(params)[0] if config.optim.ema else None,
         metrics=metrics.zeros(names),
         counts=counts,
     )

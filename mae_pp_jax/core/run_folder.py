@@ -67,6 +67,13 @@ class RunFolder:
                 self.path.rmdir()
             raise
 
+    def write_drawing(self, name: str, content: bytes) -> None:
+        """Writes a file of a drawing; `name` is relative to the folder."""
+        if hosts.first():
+            with disk.writing(self.path / name):
+                (self.path / name).parent.mkdir(exist_ok=True)
+            disk.write_whole(self.path / name, content)
+
     def write_result(self, result: dict) -> None:
         if hosts.first():
             disk.write_json(self.path / "result.json", result)

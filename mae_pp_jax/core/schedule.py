@@ -11,7 +11,9 @@ from mae_pp_jax.core.errors import UserError
 _LENGTH = re.compile(r"\s*([0-9][0-9_.]*(?:e[0-9]+)?)\s*(epochs?|steps?|images?|%)\s*", re.IGNORECASE)
 
 
-def steps(text: str, *, field: str, records: int, global_batch: int, total: int | None = None) -> int:
+def steps(
+    text: str, *, field: str, records: int, global_batch: int, total: int | None = None, example: str = "example"
+) -> int:
     """A length such as "800 epochs", "500 steps", "1e6 images" or "5%" in optimizer steps.
 
     Args:

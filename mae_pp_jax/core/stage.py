@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig, Rules
-from mae_pp_jax.core.partition import MeshConfig
+from mae_pp_jax.core.partition import Axes, MeshConfig
 
 Params = Mapping[str, Any]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name → (sum, weight)
@@ -43,8 +43,8 @@ class StageConfig:
 
     stage: str = key(doc="name of the stage, as `stages/registry.py` lists it")
     seed: int = key(0, "seed of initialisation, order of records, augmentation and masking", low=0)
-    train_for: str = key("100 epochs", "length of the training: epochs, steps or images")
-    global_batch: int = key(256, "images an update, over all devices and hosts", low=1)
+    train_for: str = key("100 epochs", "length of the training: epochs, steps or examples")
+    global_batch: int = key(256, "examples per update, over all devices and hosts", low=1)
     microbatches: int = key(
         1, "slices an update is computed in, one after another, to need less memory", low=1, restart=True
     )
@@ -58,13 +58,23 @@ class StageConfig:
     tensorboard: bool = key(True, "write TensorBoard files into WORKDIR/tensorboard", restart=True)
 
 
+class Drawing(Protocol):
+    """What an evaluator makes for people to look at."""
+
+    def file(self, name: str, step: int) -> tuple[str, bytes]:
+        """Where it is kept, relative to the run's folder, and the content of that file."""
+
+    def show(self, writer, name: str, step: int) -> None:
+        """Shows itself in TensorBoard through clu's `writer`."""
+
+
 class Evaluator(Protocol):
-    """Measures parameters on data it holds."""
+    """Measures parameters on data it holds. Its `name` is that of the evaluation set, a slash, and what it measures."""
 
     name: str
 
-    def run(self, params: Params, mesh: Mesh) -> dict[str, float | np.ndarray]:
-        """Name → number, or picture as uint8 [height, width, 3]."""
+    def run(self, params: Params, mesh: Mesh) -> dict[str, float | Drawing]:
+        """Name, which begins with that of the evaluation set and a slash, → number or drawing."""
 
 
 class Stage:
@@ -72,20 +82,25 @@ class Stage:
 
     Attributes:
       Config: the stage's config dataclass.
+      example: what one example is called where people read about it, such as "clip".
+      divisible: whether the loss of a batch is the sum over slices of it. Where each example is compared with all others
+        of the batch it is not, and `microbatches` must be 1.
       config: the resolved config.
       records: training records in one epoch.
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, and of each
         split its name, records and fingerprint.
-      handoff: which weights of earlier stages this one takes.
+      handoff: which weights of an earlier stage this one takes; by part where `config.init_from` has several.
       reader: the part of every global batch that this process reads, as (index, number of parts); who trains or
         evaluates on a mesh of many processes sets it to `partition.reader(mesh)`.
     """
 
     Config: ClassVar[type[StageConfig]]
+    example: ClassVar[str] = "example"
+    divisible: ClassVar[bool] = True
     config: StageConfig
     records: int
     dataset: dict[str, Any]
-    handoff: Handoff
+    handoff: Handoff | Mapping[str, Handoff]
     reader: tuple[int, int] = (0, 1)
 
     def init(self, key: jax.Array) -> Params:
@@ -95,29 +110,48 @@ class Stage:
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
-        """((sum, weight) of the loss, metrics) of a batch or of a slice of one; traceable.
+        """((sum, weight) of the loss, metrics) of a batch or, if `divisible`, of a slice of one; traceable.
 
         The update descends sum / weight over the global batch, however many slices it is computed in. For that the
-        randomness of an image comes from its own key alone.
+        randomness of an example comes from its own key alone.
 
         Args:
           params: all parameters.
-          batch: name → array with one row an image.
-          keys: random keys [batch], one an image.
+          batch: name → array with one row per example.
+          keys: random keys [batch], one per example.
         """
         raise NotImplementedError
+
+    def augment(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> Mapping[str, jax.Array]:
+        """What needs the batch as a whole, such as a partner for each example; traceable.
+
+        Called once on the global batch, before it is cut into the slices that `loss` gets.
+
+        Args:
+          batch: name → array with one row per example.
+          keys: random keys [batch], the same that `loss` gets; draw from a stream of your own (`core.rng`).
+        """
+        del keys
+        return batch
+
+    def parameter_axes(self) -> Sequence[tuple[str, Axes]]:
+        """Ordered (pattern, axes) over parameter paths: how each axis is split or stacked; see `core.partition`.
+
+        Models declare these tables beside their modules. Small parameters that no rule covers stay whole.
+        """
+        return ()
 
     def counts(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What of a global batch is counted over the whole run: full name (`data/unreadable`) → int32; traceable."""
         del batch
         return {}
 
-    def check_counts(self, counts: Mapping[str, int], images: int) -> None:
+    def check_counts(self, counts: Mapping[str, int], examples: int) -> None:
         """Called at each log row with the counts of the run so far; raises `RunStopped` where it should not go on.
 
         Args:
           counts: name → number since the first step.
-          images: images since the first step.
+          examples: examples since the first step.
         """
 
     def evaluators(self) -> Sequence[Evaluator]:
@@ -135,7 +169,7 @@ class Stage:
         """Which records made the batch of a step, for the message of a non-finite loss."""
         raise NotImplementedError
 
-    def train_flops_per_image(self) -> float:
+    def train_flops_per_example(self) -> float:
         """Model FLOPs of one training step divided by the batch: matrix products, forward and backward."""
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ class TrainState:
       step: int32 scalar, updates done.
       params: nested dict of parameters.
       opt_state: optimizer state of the trainable parameters.
-      ema: running average of the parameters, or None.
+      ema: running average of the trainable parameters, or None.
       rng: key data [2] uint32 of the run's seed; the key of a step is fold_in(rng, step). It is an argument of the
         step, not a constant in it, so that runs that differ by seed share one compiled program.
       metrics: name → (sum, weight) since the last log; part of the state so that a kill between logs loses nothing.
@@ -34,13 +34,22 @@ class TrainState:
     bad_step: jax.Array
 
 
-def create(params, opt_state, *, seed: int, ema: bool, metrics: dict, counts: Iterable[str]) -> TrainState:
-    """The state before the first update; `metrics` maps each name to zeros (sum, weight), `counts` are names."""
+def create(params, opt_state, *, seed: int, averaged, metrics: dict, counts: Iterable[str]) -> TrainState:
+    """The state before the first update.
+
+    Args:
+      params: all parameters.
+      opt_state: of the trainable ones.
+      seed: of the run.
+      averaged: the parameters of which an average is kept, or None.
+      metrics: name → zeros (sum, weight).
+      counts: names.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=opt_state,
-        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        ema=jax.tree.map(jnp.copy, averaged),
         rng=jax.random.key_data(jax.random.key(seed)),
         metrics=metrics,
         counts={name: jnp.zeros((), jnp.int32) for name in counts},

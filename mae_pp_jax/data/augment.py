@@ -23,7 +23,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
 def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
     """Mirrors images [batch, height, width, channels] left to right, each with probability one half by its key."""
-    flip = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (1, 1, 1)))(rng.stream(keys, rng.FLIP))
+    flip = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (1, 1, 1)))(rng.stream(keys, "flip"))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mae_pp_jax.core import hosts, partition
+from mae_pp_jax.evaluation.pictures import Picture
 
 ROWS = ("original", "masked", "reconstruction")
 LEAST_SIDE = 64  # tiny images are enlarged to at least this many pixels, so that people can see them
@@ -31,10 +32,10 @@ class Reconstructions:
 
         self._reconstruct, self._batches = jax.jit(first), batches
 
-    def run(self, params, mesh) -> dict[str, np.ndarray]:
+    def run(self, params, mesh) -> dict[str, Picture]:
         with jax.set_mesh(mesh), contextlib.closing(self._batches()) as batches:
             shown = hosts.gather(self._reconstruct(params, partition.to_global(next(batches), mesh)))
-        return {self.name: grid([shown[row] for row in ROWS])}
+        return {self.name: Picture(grid([shown[row] for row in ROWS]))}
 
 
 def grid(rows: list[np.ndarray]) -> np.ndarray:

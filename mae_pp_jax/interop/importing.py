@@ -195,7 +195,7 @@ def _fill(folder: pathlib.Path, todo: Import, config: dict, source: dict) -> dic
     result = dict(
         stage=config["stage"],
         step=0,
-        images_seen=0,
+        examples_seen=0,
         metrics={},
         parameters=sum(int(np.prod(shape)) for shape in todo.shapes.values()),
         lineage=[lineage],

@@ -11,8 +11,8 @@ from mae_pp_jax.core import hardware, partition
 from mae_pp_jax.models import attention_cpu, attention_tpu
 from mae_pp_jax.models.matmul import matmul
 
-QKV_AXES = (None, "batch", None, "heads")
-OUT_AXES = ("batch", None, "heads")
+QKV_AXES = (None, "batch", None, "tensor")
+OUT_AXES = ("batch", None, "tensor")
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
@@ -94,7 +94,7 @@ def attend(qkv: jax.Array, heads: int, attention: str = "auto") -> jax.Array:
     _, batch, tokens, width = qkv.shape
     platform = hardware.platform() if attention == "auto" else ""
     if platform == "tpu":
-        local_heads = partition.local_shape((heads,), ("heads",))[0]
+        local_heads = partition.local_shape((heads,), ("tensor",))[0]
         if attention_tpu.heads_of_block(local_heads, width // heads, tokens):
             kernel = functools.partial(attention_tpu.attend, heads=local_heads)
             return partition.on_each_device(kernel, QKV_AXES, OUT_AXES)(qkv)

@@ -17,6 +17,18 @@ from mae_pp_jax.models.attention import Attention, xavier_uniform
 from mae_pp_jax.models.matmul import dot_general
 
 TOKEN_AXES = ("batch", None, None)  # how activations [batch, tokens, width] lie on the mesh
+# What `remat=dots` saves of a block; not the scores inside attention, which grow with tokens².
+SAVED = ("qkv", "attended", "attention_added", "hidden")
+# Axes of the parameters of a stack of blocks named `blocks`; see `core.partition`.
+PARAMETER_AXES = (
+    (r".*blocks/attn/qkv/kernel", ("layers", "fsdp", None, "tensor", None)),
+    (r".*blocks/attn/qkv/bias", ("layers", None, "tensor", None)),
+    (r".*blocks/attn/proj/kernel", ("layers", "tensor", None, "fsdp")),
+    (r".*blocks/mlp/fc1/kernel", ("layers", "fsdp", "tensor")),
+    (r".*blocks/mlp/fc1/bias", ("layers", "tensor")),
+    (r".*blocks/mlp/fc2/kernel", ("layers", "tensor", "fsdp")),
+    (r".*blocks/.*/(bias|scale)", ("layers", None)),
+)
 
 
 class LayerNorm(nnx.Module):

@@ -10,7 +10,7 @@ from mae_pp_jax.core import functional, rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
-from mae_pp_jax.models import masking, positions
+from mae_pp_jax.models import blocks, masking, positions
 from mae_pp_jax.models.blocks import TOKEN_AXES, Block, LayerNorm, xavier_uniform
 from mae_pp_jax.models.vit import (
     Encoder,
@@ -22,6 +22,15 @@ from mae_pp_jax.models.vit import (
     grid_side,
     patchify,
     unpatchify,
+)
+
+
+# Axes of the parameters of a decoder; see `core.partition`.
+PARAMETER_AXES = (
+    (r"decoder/(embed|pred)/kernel", ("fsdp", None)),
+    (r"decoder/(mask_token|pos_embed)", (None, "fsdp")),
+    (r"decoder/(embed|pred|norm)/(bias|scale)", (None,)),
+    *blocks.PARAMETER_AXES,
 )
 
 
@@ -100,7 +109,7 @@ class Decoder(nnx.Module):
         cls, visible = x[:, : self.cls_tokens], x[:, self.cls_tokens :]
         patches = masking.restore_patches(select, visible, mask, self.mask_token[...])
         x = jnp.concatenate([cls, patches], axis=1) + jax.lax.stop_gradient(self.pos_embed[...]).astype(self.dtype)
-        x = functional.scan(self.blocks, constrain(x, TOKEN_AXES), remat=self.remat)
+        x = functional.scan(self.blocks, constrain(x, TOKEN_AXES), remat=self.remat, saved=blocks.SAVED)
         return self.pred(self.norm(x))[:, self.cls_tokens :].astype(jnp.float32)
 
 
@@ -148,7 +157,7 @@ class Mae(nnx.Module):
         if keys is None and noise is None:
             raise ValueError("the mask needs keys or noise")
         if noise is None:
-            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(rng.stream(keys, rng.MASK))
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(rng.stream(keys, "mask"))
         select, mask = masking.select_visible(noise, self.visible)
         tokens = self.encoder(images, select=select, keys=keys, train=train)
         prediction = self.decoder(tokens, select, mask)

@@ -16,7 +16,7 @@ from mae_pp_jax.core import functional, hardware, rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
-from mae_pp_jax.models import masking, positions
+from mae_pp_jax.models import blocks, masking, positions
 from mae_pp_jax.models.blocks import TOKEN_AXES, Block, LayerNorm, drop_path, xavier_uniform
 
 # Name → width, depth, heads; the hidden width of the MLP is 4 · width.
@@ -29,6 +29,16 @@ SIZES = {
     "2B": (2560, 24, 32),
     "6.5B": (4096, 32, 32),
 }
+
+# Axes of the parameters of an encoder, and of a linear head on it; see `core.partition`.
+PARAMETER_AXES = (
+    (r"encoder/patch_embed/kernel", (None, "fsdp")),
+    (r"encoder/(cls_token|pos_embed)", (None, "fsdp")),
+    (r"encoder/(patch_embed|norm|fc_norm)/(bias|scale)", (None,)),
+    (r"head/kernel", ("fsdp", "tensor")),
+    (r"head/bias", (None,)),
+    *blocks.PARAMETER_AXES,
+)
 
 # Standard deviation of the classifier's kernel. `small`: MAE's full finetuning; `probe`: MAE's linear probe.
 HEAD_INITS = {"zeros": 0.0, "small": 2e-5, "probe": 0.01}
@@ -59,7 +69,7 @@ class VitConfig:
     remat: str = config_key(
         "none",
         "what the backward pass recomputes: nothing, all of a block, or all but its matmuls with weights",
-        choices=tuple(functional.REMAT),
+        choices=functional.REMAT,
         restart=True,
     )
     attention: str = config_key(
@@ -234,8 +244,8 @@ class Encoder(nnx.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape)), x], axis=1)
         drop = ()
         if train and self.config.drop_path:
-            drop = (drop_path(rng.stream(keys, rng.DROP_PATH), self.config.drop_path, self.dims.depth),)
-        x = functional.scan(self.blocks, x, *drop, remat=self.config.remat)
+            drop = (drop_path(rng.stream(keys, "drop_path"), self.config.drop_path, self.dims.depth),)
+        x = functional.scan(self.blocks, x, *drop, remat=self.config.remat, saved=blocks.SAVED)
         return x if self.mean_pool else self.norm(x)
 
     def pool_tokens(self, tokens: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mae_pp_jax.core.partition import constrain
 
-LOGIT_AXES = ("batch", "classes")  # a device holds the logits and targets of its own images and classes
+LOGIT_AXES = ("batch", "tensor")  # a device holds the logits and targets of its own images and classes
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ def _facts(program: program_lib.Program, chosen: slices.Slice) -> dict:
         devices=chosen.devices,
         mesh={axis: program.mesh.shape[axis] for axis in partition.MESH_AXES},
         global_batch=config.global_batch,
-        model_flops=program.stage.train_flops_per_image() * config.global_batch,
+        model_flops=program.stage.train_flops_per_example() * config.global_batch,
         hbm_capacity_bytes=None if chip is None else int(chip.memory),
         hbm_bytes={
             **{name: _local_bytes(tree) for name, tree in state.items()},

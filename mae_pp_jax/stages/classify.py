@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.functional import Model
-from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig, layer_decay
+from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig
 from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.classify import accuracy
-from mae_pp_jax.models import vit
+from mae_pp_jax.models import layer_decay, vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
 
@@ -66,12 +66,12 @@ class ClassifyStage(ImageStage):
 
         return [Averages("test", test, self.eval_batches)]
 
-    def train_flops_per_image(self):
+    def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.classes)
 
     def lr_rules(self):
         depth = vit.dimensions(self.config.model).depth
-        return (*self.fixed_positions(), *layer_decay(self.config.layer_decay, depth))
+        return (*self.fixed_positions(), *layer_decay.factors(self.config.layer_decay, depth))
 
     def decay_rules(self):
         # timm's no_weight_decay: class token and positions are not decayed in finetuning.

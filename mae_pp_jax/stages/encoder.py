@@ -47,11 +47,15 @@ class EncoderStage(ImageStage):
             "--config.init_from.run"
         )
 
+    def parameter_axes(self):
+        projection = ((r"projection/kernel", ("fsdp", None)), (r"logit_scale", ()))
+        return (*projection, *super().parameter_axes())
+
     def evaluators(self):
         raise UserError(
             "--workdir: this run is an encoder alone, with nothing to evaluate; train a linear probe on it "
             "(configs/linear) or write its features with embed"
         )
 
-    def train_flops_per_image(self):
+    def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.config.data.image_size)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ class ImageStageConfig(StageConfig):
 class ImageStage(Stage):
     """A stage on single images: opens the data when it is first asked for, and prepares pixels."""
 
+    example: ClassVar = "image"
     config: ImageStageConfig
 
     def __init__(self, config: ImageStageConfig):
@@ -152,8 +154,8 @@ class ImageStage(Stage):
     def counts(self, batch):
         return {"data/unreadable": jnp.sum(batch["unreadable"])}
 
-    def check_counts(self, counts, images):
-        self.faults.check(counts["data/unreadable"], images, self.config.data.max_unreadable)
+    def check_counts(self, counts, examples):
+        self.faults.check(counts["data/unreadable"], examples, self.config.data.max_unreadable)
 
     def targets(self) -> dict[str, tuple[int, ...]]:
         """What the loss reads besides pixels: name in the batch → shape for one image."""
@@ -202,6 +204,9 @@ class ImageStage(Stage):
             fresh=(head, r"encoder/(norm|fc_norm)/.*"),
             resize=((r"encoder/pos_embed", resize),),
         )
+
+    def parameter_axes(self):
+        return vit.PARAMETER_AXES
 
     def fixed_positions(self) -> Rules:
         """Sin-cos positions are a table, not weights."""

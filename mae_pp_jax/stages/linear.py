@@ -75,9 +75,12 @@ class LinearStage(ImageStage):
 
         return [Averages("test", test, self.eval_batches)]
 
-    def train_flops_per_image(self):
+    def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.config.data.image_size)
         return forward + 3 * 2.0 * self.width * self.classes
+
+    def parameter_axes(self):
+        return ((r"feature_norm/.*", (None, None)), *super().parameter_axes())
 
     def lr_rules(self):
         return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", 1.0))

@@ -147,9 +147,13 @@ class LowShotStage(ImageStage):
 
         return [OverSplits("test", test, self.eval_batches)]
 
-    def train_flops_per_image(self):
+    def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.config.data.image_size)
         return forward + 3 * 2.0 * self.width * self.classes * self.config.splits
+
+    def parameter_axes(self):
+        heads = ((r"heads/kernel", ("splits", None, None)), (r"(heads|feature_norm)/.*", ("splits", None)))
+        return (*heads, *super().parameter_axes())
 
     def lr_rules(self):
         return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", 1.0))

@@ -17,7 +17,7 @@ from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import augment
 from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.reconstruct import Reconstructions
-from mae_pp_jax.models import vit
+from mae_pp_jax.models import mae, vit
 from mae_pp_jax.models.mae import Mae, MaeConfig, mae_forward_flops
 from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
 
@@ -53,8 +53,11 @@ class MaeStage(ImageStage):
         shown = [Reconstructions(self._reconstruct, self.eval_batches, self.config.pictures)]
         return [Averages("test", self._test, self.eval_batches), *(shown if self.config.pictures else ())]
 
-    def train_flops_per_image(self):
+    def train_flops_per_example(self):
         return 3 * mae_forward_flops(self.config.model, self.config.mae, self.config.data.image_size)
+
+    def parameter_axes(self):
+        return (*vit.PARAMETER_AXES, *mae.PARAMETER_AXES)
 
     def lr_rules(self):
         # Both position tables are fixed in MAE and not given to the optimizer.

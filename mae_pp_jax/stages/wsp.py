@@ -86,7 +86,7 @@ class WspStage(ImageStage):
             )
         return found
 
-    def train_flops_per_image(self):
+    def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.vocabulary)
 
     def lr_rules(self):

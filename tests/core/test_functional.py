@@ -28,7 +28,7 @@ class Tower(nnx.Module):
         self.remat = remat
 
     def __call__(self, x, gains):
-        return functional.scan(self.blocks, self.first(x), gains, remat=self.remat)
+        return functional.scan(self.blocks, self.first(x), gains, remat=self.remat, saved=("hidden",))
 
     def head(self, x, *, scale):
         return self.first(x) * scale

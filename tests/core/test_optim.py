@@ -6,6 +6,7 @@ import pytest
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import optim, schedule
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.models import layer_decay
 
 PARAMS = {
     "encoder": {
@@ -15,14 +16,21 @@ PARAMS = {
     "head": {"kernel": jnp.full((4, 2), 0.5), "bias": jnp.zeros((2,))},
 }
 ALL = ((".*", 1.0),)
+AXES = {
+    "encoder/blocks/fc/kernel": ("layers", None, None),
+    "encoder/blocks/fc/bias": ("layers", None),
+    "encoder/patch_embed/kernel": (None, None),
+    "encoder/patch_embed/bias": (None,),
+    "head/kernel": (None, None),
+    "head/bias": (None,),
+}
 
 
 def build(lr_rules=ALL, decay_rules=optim.NO_DECAY_ON_BIAS_AND_SCALE, total=100, **keys):
     keys = dict(dict(lr=0.1, lr_batch=0, warmup="0 steps", shape="constant"), **keys)
     config = config_lib.resolve(optim.OptimConfig, keys)
-    return optim.make(
-        config, PARAMS, lr_rules=lr_rules, decay_rules=decay_rules, total=total, records=1000, global_batch=10
-    )
+    rules = dict(lr_rules=lr_rules, decay_rules=decay_rules)
+    return optim.make(config, PARAMS, axes=AXES, **rules, total=total, records=1000, global_batch=10)
 
 
 def updated(optimizer, grads):
@@ -49,7 +57,7 @@ def test_first_moment_in_bfloat16_takes_half_and_updates_alike():
 
 
 def test_layer_decay_gives_each_stacked_block_its_own_factor():
-    new = updated(build(lr_rules=optim.layer_decay(0.5, 2), weight_decay=0.0), jax.tree.map(jnp.ones_like, PARAMS))
+    new = updated(build(lr_rules=layer_decay.factors(0.5, 2), weight_decay=0.0), jax.tree.map(jnp.ones_like, PARAMS))
     moved = jax.tree.map(lambda a, b: np.asarray((a - b) / 0.1), PARAMS, new)
     np.testing.assert_allclose(moved["encoder"]["patch_embed"]["kernel"], 0.125, rtol=1e-4)
     np.testing.assert_allclose(moved["encoder"]["blocks"]["fc"]["kernel"][0], 0.25, rtol=1e-4)
@@ -108,5 +116,6 @@ def test_unreadable_lengths(text):
 
 def test_learning_rate_scales_with_the_batch():
     config = config_lib.resolve(optim.OptimConfig, dict(lr=1e-4, lr_batch=256, warmup="0 steps", shape="constant"))
-    made = optim.make(config, PARAMS, lr_rules=ALL, decay_rules=ALL, total=10, records=100, global_batch=4096)
+    rules = dict(lr_rules=ALL, decay_rules=ALL)
+    made = optim.make(config, PARAMS, axes=AXES, **rules, total=10, records=100, global_batch=4096)
     np.testing.assert_allclose(made.learning_rate(3), 1.6e-3, rtol=1e-6)
