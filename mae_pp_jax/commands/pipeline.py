@@ -65,7 +65,7 @@ def pipeline(
     Args:
       config: `configs/pipelines/RECIPE.py[:args]`. Its `get_config` gives `title`, `data` and `stages`: a list of
         dicts with `name`, `config` (a config file, relative to the pipeline's), `overrides`, `init_from` (name of an
-        earlier stage) and `report` (which row and column of the table the stage fills).
+        earlier stage, or of one for each part) and `report` (which row and column of the table the stage fills).
       workdir: folder of all stages.
       overrides: STAGE.KEY → text.
       workers: stages trained side by side in processes of their own; None: as many as suit the machine.
@@ -137,10 +137,11 @@ def _resolve(plan: dict, folder: pathlib.Path, here: pathlib.Path, overrides: di
             raise UserError(f"config.stages: the name {name} is used twice")
         mapping = config_lib.load_file(str(here / entry["config"]))
         mapping = config_lib.merge(mapping, entry.get("overrides", {}))
-        if source is not None:
-            if source not in stages:
-                raise UserError(f"config.stages: {name} starts from '{source}', which is not a stage before it")
-            mapping = config_lib.merge(mapping, {"init_from": {"run": str(folder / source)}})
+        for part, before in {"": source}.items() if isinstance(source, str) else (source or {}).items():
+            if before not in stages:
+                raise UserError(f"config.stages: {name} starts from '{before}', which is not a stage before it")
+            run = {"run": str(folder / before)}
+            mapping = config_lib.merge(mapping, {"init_from": {part: run} if part else run})
         stages[name] = (entry, registry.resolve(mapping, given.get(name)))
     if not stages:
         raise UserError("config.stages: the pipeline has no stages")

@@ -18,7 +18,7 @@ import time
 
 import tqdm
 
-from mae_pp_jax.core import allocator, console, hardware, loop
+from mae_pp_jax.core import allocator, console, handoff, hardware, loop
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
@@ -42,15 +42,18 @@ def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
     """
     work = {name: _work(config) for name, config in stages.items()}
     sources = {str(folder / name): name for name in stages}
-    waiting = {name: sources.get(config.init_from.run) for name, config in stages.items()}
+    waiting = {
+        name: {sources[source.run] for source in handoff.sources(config.init_from).values() if source.run in sources}
+        for name, config in stages.items()
+    }
     urgency = {}  # FLOPs from the start of a stage to the end of the longest chain that it begins
     for name in reversed(list(stages)):
-        after = [urgency[later] for later, source in waiting.items() if source == name]
+        after = [urgency[later] for later, before in waiting.items() if name in before]
         urgency[name] = work[name][1] + max(after, default=0.0)
     done: list[str] = []
     with _Workers(workers) as crew, _Watch(folder, work) as watch:
         while waiting or crew.busy:
-            ready = [name for name, source in waiting.items() if source is None or source in done]
+            ready = [name for name, before in waiting.items() if before <= set(done)]
             ready.sort(key=urgency.get, reverse=True)
             for name in ready[: crew.idle]:
                 del waiting[name]

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -48,6 +49,20 @@ def section(cls: type, doc: str = "", *, restart: bool = False, **defaults):
         default_factory=lambda: cls(**defaults),
         metadata=dict(doc=doc, restart=restart, defaults=defaults),
         kw_only=True,
+    )
+
+
+def named(cls: type, doc: str = "", *, names: tuple[str, ...], restart: bool = False):
+    """Declares groups of keys under names that a config chooses, for a field of type `dict[str, cls]`.
+
+    Args:
+      cls: the dataclass of one group.
+      doc: one line of documentation.
+      names: the groups that there are, with their defaults, unless a config states others.
+      restart: as for `key`.
+    """
+    return dataclasses.field(
+        default_factory=lambda: {name: cls() for name in names}, metadata=dict(doc=doc, restart=restart), kw_only=True
     )
 
 
@@ -117,13 +132,13 @@ def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, r
         field = fields.get(name)
         may_change = restart or (field is not None and field.metadata.get("restart", False))
         a, b = old.get(name), new.get(name)
-        if (
-            field is not None
-            and dataclasses.is_dataclass(field.type)
-            and isinstance(a, Mapping)
-            and isinstance(b, Mapping)
-        ):
+        groups = isinstance(a, Mapping) and isinstance(b, Mapping) and field is not None
+        if groups and dataclasses.is_dataclass(field.type):
             lines += differences(field.type, a, b, f"{prefix}{name}.", restart=may_change)
+        elif groups and (cls := _named(field)):
+            for group in sorted({*a, *b}):
+                pair = a.get(group, {}), b.get(group, {})
+                lines += differences(cls, *pair, f"{prefix}{name}.{group}.", restart=may_change)
         elif a != b and not may_change:
             lines.append(f"{prefix}{name}: {json.dumps(a)} → {json.dumps(b)}")
     return lines
@@ -136,6 +151,9 @@ def describe(schema: type, values: Mapping, prefix: str = "--config.") -> list[s
         doc, choices, value = field.metadata["doc"], field.metadata.get("choices"), values[field.name]
         if dataclasses.is_dataclass(field.type):
             lines += describe(field.type, value, f"{prefix}{field.name}.")
+        elif cls := _named(field):
+            for name, group in value.items():
+                lines += describe(cls, group, f"{prefix}{field.name}.{name}.")
         else:
             permitted = f" ({' | '.join(map(str, choices))})" if choices else ""
             lines.append(f"{prefix}{field.name}={json.dumps(value, ensure_ascii=False)}\n    {doc}{permitted}")
@@ -155,11 +173,15 @@ def merge(base: Mapping, over: Mapping) -> dict:
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:
-    """All dotted keys of a schema, leaves only."""
+    """All dotted keys of a schema, leaves only; NAME stands for the name of a group."""
     out = []
     for field in dataclasses.fields(schema):
-        nested = dataclasses.is_dataclass(field.type)
-        out += keys(field.type, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+        if dataclasses.is_dataclass(field.type):
+            out += keys(field.type, f"{prefix}{field.name}.")
+        elif cls := _named(field):
+            out += keys(cls, f"{prefix}{field.name}.NAME.")
+        else:
+            out.append(prefix + field.name)
     return out
 
 
@@ -178,6 +200,11 @@ def choices(schema: type, dotted: str) -> tuple:
     return field.metadata["choices"]
 
 
+def _named(field: dataclasses.Field) -> type | None:
+    """The dataclass of a field declared by `named`, or None."""
+    return typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else None
+
+
 def _plain(mapping) -> dict:
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()
@@ -192,8 +219,13 @@ def _nearest(name: str, known) -> str:
 
 
 def _override(schema: type, mapping: dict, dotted: str, text: str) -> None:
-    parts, at = dotted.split("."), schema
+    parts, at, group = dotted.split("."), schema, None
     for depth, part in enumerate(parts):
+        if group is not None:  # `part` is the name of a group
+            if depth == len(parts) - 1:
+                raise UserError(f"--config.{dotted}: this is a group of keys; set one of {', '.join(keys(group))}")
+            mapping, at, group = mapping.setdefault(_group_name(part, f"--config.{dotted}"), {}), group, None
+            continue
         fields = {f.name: f for f in dataclasses.fields(at)}
         if part not in fields:
             full = {k.rsplit(".", 1)[-1]: k for k in keys(schema)}
@@ -205,9 +237,11 @@ def _override(schema: type, mapping: dict, dotted: str, text: str) -> None:
             )
         field = fields[part]
         if depth == len(parts) - 1:
-            if dataclasses.is_dataclass(field.type):
-                raise UserError(f"--config.{dotted}: this is a group of keys; set one of {', '.join(keys(field.type))}")
+            if inner := field.type if dataclasses.is_dataclass(field.type) else _named(field):
+                raise UserError(f"--config.{dotted}: this is a group of keys; set one of {', '.join(keys(inner))}")
             mapping[part] = _convert(text, field.type, f"--config.{dotted}", field.metadata)
+        elif group := _named(field):  # groups are added to those that there are by default
+            mapping = mapping.setdefault(part, {name: {} for name in field.default_factory()})
         elif not dataclasses.is_dataclass(field.type):
             raise UserError(f"--config.{dotted}: '{part}' is a single value and has no key '{parts[depth + 1]}'")
         else:
@@ -227,6 +261,11 @@ def _build(schema: type, mapping: Mapping, where: str, defaults: Mapping):
             if not isinstance(inner, Mapping):
                 raise UserError(f"{path}: must be a group of keys, got {inner!r}")
             values[name] = _build(field.type, inner, path, field.metadata["defaults"])
+        elif cls := _named(field):
+            groups = mapping.get(name, {group: {} for group in field.default_factory()})
+            if not isinstance(groups, Mapping) or not all(isinstance(inner, Mapping) for inner in groups.values()):
+                raise UserError(f"{path}: must be groups of keys by name, got {groups!r}")
+            values[name] = {g: _build(cls, inner, f"{path}.{_group_name(g, path)}", {}) for g, inner in groups.items()}
         elif name in mapping:
             values[name] = _check(mapping[name], field.type, path, field.metadata)
         elif name in defaults:
@@ -238,11 +277,9 @@ def _build(schema: type, mapping: Mapping, where: str, defaults: Mapping):
 
 def _convert(text: str, kind: Any, path: str, metadata: Mapping):
     """Text from a command line to a value of the declared type."""
-    inner = [t for t in typing.get_args(kind) if t is not types.NoneType]
-    optional = isinstance(kind, types.UnionType)
-    if optional and text.lower() in ("none", "null"):
+    if _optional(kind) and text.lower() in ("none", "null"):
         return None
-    plain = inner[0] if optional else kind
+    plain = _member(kind, several=text[:1] in ("(", "[") or "," in text)
     value: Any = text
     try:
         if plain is bool:
@@ -262,10 +299,9 @@ def _convert(text: str, kind: Any, path: str, metadata: Mapping):
 
 def _check(value: Any, kind: Any, path: str, metadata: Mapping):
     """A value against the declared type and limits; lists become tuples, whole floats of int keys are refused."""
-    optional = isinstance(kind, types.UnionType)
-    if optional and value is None:
+    if _optional(kind) and value is None:
         return None
-    plain = [t for t in typing.get_args(kind) if t is not types.NoneType][0] if optional else kind
+    plain = _member(kind, several=isinstance(value, list | tuple))
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if typing.get_origin(plain) is tuple:
@@ -284,6 +320,25 @@ def _check(value: Any, kind: Any, path: str, metadata: Mapping):
         if limit is not None and any(wrong(v, limit) for v in (value if isinstance(value, tuple) else (value,))):
             raise UserError(f"{path}: must be {word} {limit}, got {value}")
     return value
+
+
+def _optional(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind)
+
+
+def _member(kind: Any, *, several: bool) -> Any:
+    """The type of a union that a value may have: its tuple for several values, else its single type."""
+    if not isinstance(kind, types.UnionType):
+        return kind
+    members = [member for member in typing.get_args(kind) if member is not types.NoneType]
+    return next((member for member in members if (typing.get_origin(member) is tuple) == several), members[0])
+
+
+def _group_name(name: str, where: str) -> str:
+    """The name of a group, which stands in dotted keys and in the names of metrics."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"{where}: '{name}' is no name of a group; use letters, digits, _ and -")
+    return name
 
 
 def _name(kind: Any) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class Handoff:
       drop: source patterns that have no place in the target.
       fresh: target patterns that keep their initial values when no source leaf moves there.
       resize: (target pattern, function(source array, target shape) → array) for moved leaves of another shape.
+      scope: pattern of the target leaves that this source answers for, where a stage has several sources.
     """
 
     stages: tuple[str, ...]
@@ -37,6 +39,7 @@ class Handoff:
     drop: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     resize: tuple[tuple[str, Resize], ...] = ()
+    scope: str = r".*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,34 +113,66 @@ def report(plan: Plan, source: Mapping, target: Mapping, where: str) -> str:
     return "\n".join(lines)
 
 
-def transfer(rules: Handoff, run: pathlib.Path, step: str, params) -> tuple[dict, dict, str]:
-    """Fills freshly initialised parameters with the weights of another run.
-
-    The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
+def sources(init_from) -> dict[str, Any]:
+    """Part → the configured source (with `run` and `step`); {"": …} where a stage has one; empty for random weights.
 
     Args:
-      rules: the stage's rules.
-      run: folder of the source run.
-      step: "last" or a number.
+      init_from: a config with `run` and `step`, or a dataclass of several such, one for each part of the model.
+    """
+    if hasattr(init_from, "run"):
+        parts = {"": init_from}
+    else:
+        parts = {field.name: getattr(init_from, field.name) for field in dataclasses.fields(init_from)}
+    return {part: source for part, source in parts.items() if source.run}
+
+
+def transfer(rules: Handoff | Mapping[str, Handoff], init_from, params) -> tuple[dict, dict[str, dict], str]:
+    """Fills freshly initialised parameters with the weights of other runs.
+
+    Args:
+      rules: the stage's rules, by part where `init_from` has several.
+      init_from: where the weights come from, see `sources`.
       params: nested dict of initialised, sharded parameters of this stage.
 
     Returns:
-      (parameters, record of the source for the lineage, report that names every leaf).
+      (parameters, part → record of its source for the lineage, report that names every leaf).
 
     Raises:
-      UserError: the source is absent, of a stage these rules do not know, or does not match.
+      UserError: a source is absent, of a stage these rules do not know, or does not match.
     """
-    at = checkpoint.find(run, step)
+    target, records, accounts = flatten(params), {}, []
+    reached: set[str] = set()
+    for part, source in sources(init_from).items():
+        own = rules[part] if part else rules
+        scope = {path: leaf for path, leaf in target.items() if re.fullmatch(own.scope, path)}
+        if twice := reached & set(scope):
+            raise ValueError(f"two parts of the handoff answer for {min(twice)}; give them scopes that do not overlap")
+        filled, records[part], account = _transfer(own, pathlib.Path(source.run), source.step, scope, part)
+        target |= filled
+        reached |= set(scope)
+        accounts.append(account)
+    if rest := [f"  fresh    {path} {_shape(leaf)}" for path, leaf in target.items() if path not in reached]:
+        accounts += ["from no run:", *rest]
+    return unflatten(target), records, "\n".join(accounts)
+
+
+def _transfer(rules: Handoff, run: pathlib.Path, step: str, target: dict, part: str) -> tuple[dict, dict, str]:
+    """Fills the leaves `target` (by path) from one run; the others as `transfer`.
+
+    The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
+    """
+    field = f"config.init_from.{part}" if part else "config.init_from"
+    at = checkpoint.find(run, step, field)
     meta = checkpoint.meta(run, at)
     stage = meta["config"]["stage"]
     if stage not in rules.stages:
         raise UserError(
-            f"config.init_from.run: {run} is a run of stage '{stage}'; "
+            f"{field}.run: {run} is a run of stage '{stage}'; "
             f"this stage starts from {' or '.join(rules.stages)}"
         )
     items = checkpoint.shapes(run, at)
     item = "ema" if "ema" in items else "params"
-    source, target = items[item], flatten(params)
+    source, target = items[item], dict(target)
     where = f"{run} (stage {stage}, step {at}, {item})"
     matched = plan(rules, source, target, where)
     account = report(matched, source, target, where)
@@ -150,7 +185,7 @@ def transfer(rules: Handoff, run: pathlib.Path, step: str, params) -> tuple[dict
         value = np.asarray(resize(np.asarray(arrays[s]), target[t].shape), target[t].dtype)
         target[t] = jax.make_array_from_callback(value.shape, target[t].sharding, lambda index, v=value: v[index])
     parent = dict(run=str(run), stage=stage, step=at, item=item, params_sha256=meta.get("params_sha256"))
-    return unflatten(target), {**parent, "lineage": meta["lineage"]}, account
+    return target, {**parent, "lineage": meta["lineage"], "parents": meta.get("parents")}, account
 
 
 def _shape(leaf) -> str:

@@ -8,14 +8,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import pathlib
 import time
 
 import clu.parameter_overview
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, metrics, partition, run_folder
+from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, lineage, metrics, partition, run_folder
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
@@ -29,22 +28,21 @@ INIT_STREAM = 2**32 - 1  # fold_in index of the initialisation; steps use 0, 1, 
 PROFILED_STEPS = 10
 
 
-def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str]:
+def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict], str]:
     """Random weights, then the handoff.
 
     Returns:
-      (state before the first update, record of the source run or None, what became of every weight).
+      (state before the first update, records of the source runs by part, what became of every weight).
     """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     with jax.set_mesh(prog.mesh):
         params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
-        source, account = None, "random initialisation"
-        if config.init_from.run:
-            run = pathlib.Path(config.init_from.run)
-            params, source, account = handoff.transfer(stage.handoff, run, config.init_from.step, params)
+        sources, account = {}, "random initialisation"
+        if handoff.sources(config.init_from):
+            params, sources, account = handoff.transfer(stage.handoff, config.init_from, params)
         params = stage.prepare(params, prog.mesh)
-        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account
+        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account
 
 
 def run(stage: Stage, workdir: str) -> dict:
@@ -71,7 +69,7 @@ def run(stage: Stage, workdir: str) -> dict:
     hosts.check_same("config.data.name", dataset, "give all processes the same data")
     with contextlib.ExitStack() as cleanup:
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
-        state, source, account = (None, None, "") if resuming else initial_state(prog)
+        state, sources, account = (None, {}, "") if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep)
@@ -79,7 +77,6 @@ def run(stage: Stage, workdir: str) -> dict:
         meta = dict(
             config=config_lib.to_dict(stage.config),
             dataset=dataset,
-            lineage=[],
             revision=run_folder.code_revision(),
             wall_seconds=0.0,
         )
@@ -89,7 +86,7 @@ def run(stage: Stage, workdir: str) -> dict:
             log.info("resumed %s at step %d", folder.path, int(state.step))
         else:
             log.info("%s", account)
-            meta["lineage"] = _lineage(stage, source)
+            meta["lineage"], meta["parents"] = lineage.join(sources)
         _describe(prog)
         stop = cleanup.enter_context(hosts.Preemption())
         cleanup.push(hosts.tell)
@@ -212,6 +209,7 @@ class _Training:
             seed=self.stage.config.seed,
             dataset=self.stage.dataset,
             lineage=self.meta["lineage"],
+            parents=lineage.parents_of(self.meta["lineage"], self.meta.get("parents")),
             revision=self.meta["revision"],
             params_sha256=run_folder.params_sha256(params),
         )
@@ -220,17 +218,10 @@ class _Training:
         return result
 
 
-def _lineage(stage: Stage, source: dict | None) -> list[dict]:
-    """The runs that made these weights, oldest first."""
-    if source is None:
-        return []
-    return [*source["lineage"], {name: value for name, value in source.items() if name != "lineage"}]
-
-
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
-    if saved != now:
-        pairs = ((name, saved.get(name), value) for name, value in now.items())
-        changes = ", ".join(f"{name} was {then}, is {value}" for name, then, value in pairs if then != value)
+    """Refuses other data; what only one of both states, an older code or a new evaluation set, says nothing."""
+    saved, now = flatten(saved), flatten(now)
+    if changes := ", ".join(f"{k} was {v}, is {now[k]}" for k, v in saved.items() if k in now and now[k] != v):
         raise UserError(
             f"config.data.name: {now['name']} is not the data that {folder.path} was trained on ({changes}); "
             "restore the data or choose another --workdir"

@@ -23,7 +23,11 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name → (sum, weight)
 
 @dataclasses.dataclass(frozen=True)
 class InitFromConfig:
-    """Where the weights come from; empty: random initialisation."""
+    """Where the weights come from; empty: random initialisation.
+
+    A stage whose model has several parts, each with a source of its own, declares a dataclass with one such section for
+    each part in its place, and its `handoff` by the same names.
+    """
 
     run: str = key("", "folder of a finished run whose weights this stage starts from")
     step: str = key("last", "its checkpoint: 'last' or a step")

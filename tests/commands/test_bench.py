@@ -24,12 +24,12 @@ def test_prints_and_writes_step_input_and_both(tmp_path):
     step = found["step"]
     assert step["seconds"]["p10"] <= step["seconds"]["median"] <= step["seconds"]["p90"]
     assert step["windows"] * step["window_steps"] >= 4
-    assert step["images_per_second"] == pytest.approx(32 / step["seconds"]["median"])
+    assert step["examples_per_second"] == pytest.approx(32 / step["seconds"]["median"])
     assert step["tflops_per_second"] == pytest.approx(step["model_flops"] / step["seconds"]["median"] / 1e12)
     assert step["compile_seconds"] > step["seconds"]["p90"]
     assert step["utilization"] is None and step["peak_bytes"] is None  # a CPU tells neither
-    assert found["input"]["images_per_second"] > 0 and 0 <= found["together"]["stall_share"] < 1
-    for figure in (step["images_per_second"], found["input"]["images_per_second"]):
+    assert found["input"]["examples_per_second"] > 0 and 0 <= found["together"]["stall_share"] < 1
+    for figure in (step["examples_per_second"], found["input"]["images_per_second"]):
         assert f"{figure:,.4g} images/s" in done.stdout
     assert "waits" in done.stdout
 
@@ -37,7 +37,7 @@ def test_prints_and_writes_step_input_and_both(tmp_path):
 def test_a_recipe_that_declares_its_counts_needs_no_data(tmp_path):
     changes = TINY | {"data.name": str(tmp_path / "absent"), "declared.records": "100", "declared.hashtags": "20"}
     found = bench(str(ROOT / "configs/wsp/digits.py"), changes, steps=2)
-    assert found["step"]["images_per_second"] > 0 and "input" not in found
+    assert found["step"]["examples_per_second"] > 0 and "input" not in found
 
 
 def test_a_slow_input_is_seen_as_waiting(monkeypatch):
@@ -51,8 +51,8 @@ def test_a_slow_input_is_seen_as_waiting(monkeypatch):
 
     monkeypatch.setattr(pipeline, "train_batches", slow)
     found = bench(MAE, TINY_MAE, steps=3, with_input=True)
-    assert found["input"]["images_per_second"] <= 32 / pause
-    assert found["together"]["images_per_second"] <= 32 / pause
+    assert found["input"]["examples_per_second"] <= 32 / pause
+    assert found["together"]["examples_per_second"] <= 32 / pause
     assert found["together"]["stall_share"] > 0.1
 
 

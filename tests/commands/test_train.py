@@ -54,14 +54,14 @@ def watched(tmp_path_factory):
 
 def test_result(mae_run):
     result = json.loads((mae_run / "result.json").read_text())
-    assert result["stage"] == "mae" and result["step"] == 12 and result["images_seen"] == 12 * 32
+    assert result["stage"] == "mae" and result["step"] == 12 and result["examples_seen"] == 12 * 32
     assert result["metrics"]["test/loss"] == rows(mae_run)[-1]["test/loss"]
     names = {"train/loss", "train/gradient_norm", "train/learning_rate", "data/unreadable", "test/loss"}
     assert result["metrics"].keys() == names and result["metrics"]["data/unreadable"] == 0
-    assert result["images_per_second"] > 0 and result["wall_seconds"] > 0
+    assert result["examples_per_second"] > 0 and result["wall_seconds"] > 0
     assert re.fullmatch("[0-9a-f]{64}", result["params_sha256"])
     assert result["lineage"] == [] and result["dataset"]["records"] == 1437
-    assert result["revision"] and result["seed"] == 0 and result["train_flops_per_image"] > 0
+    assert result["revision"] and result["seed"] == 0 and result["train_flops_per_example"] > 0
 
 
 def test_config_and_rows(mae_run):
@@ -69,14 +69,14 @@ def test_config_and_rows(mae_run):
     assert config["stage"] == "mae" and config["model"]["width"] == 16 and config["optim"]["b2"] == 0.95
     train = [row for row in rows(mae_run) if "train/loss" in row]
     assert [row["step"] for row in train] == [2, 4, 6, 8, 10, 12]
-    assert all(row["images_seen"] == 32 * row["step"] for row in train)
+    assert all(row["examples_seen"] == 32 * row["step"] for row in train)
     assert [row["step"] for row in rows(mae_run) if "test/loss" in row] == [6, 12]
 
 
 def test_log_has_plain_lines(mae_run):
     log = (mae_run / "log.txt").read_text()
     assert "\r" not in log and "\x1b" not in log
-    for words in ("encoder/patch_embed/kernel", "Total: 11,968", "FLOPs a step", "mesh: data", "12 test/loss"):
+    for words in ("encoder/patch_embed/kernel", "Total: 11,968", "FLOPs per step", "mesh: data", "12 test/loss"):
         assert words in log
     assert re.search(r"mae step 10/12 loss \d\.\d+ .*images/s, \d+:\d\d left", log)
     stamp, table = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [DIWE] ", r"[+|]|Total|  "
@@ -100,7 +100,7 @@ def test_tensorboard(watched):
     for name in ("train/loss", "test/loss", "train/learning_rate"):
         on_board = {event.step: tensor_util.make_ndarray(event.tensor_proto).item() for event in events.Tensors(name)}
         assert on_board == pytest.approx({row["step"]: row[name] for row in rows(folder) if name in row})
-    assert all(tensor_util.make_ndarray(e.tensor_proto).item() > 0 for e in events.Tensors("speed/images_per_second"))
+    assert all(tensor_util.make_ndarray(e.tensor_proto).item() > 0 for e in events.Tensors("speed/examples_per_second"))
     assert events.SummaryMetadata("reconstruction").plugin_data.plugin_name == "images"
     *size, png = tensor_util.make_ndarray(events.Tensors("reconstruction")[-1].tensor_proto)
     assert sorted(map(int, size)) == GRID and png.startswith(b"\x89PNG")

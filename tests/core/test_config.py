@@ -93,3 +93,51 @@ def test_every_key_has_documentation_and_a_reader(stage):
                 check(field.type)
 
     check(registry.STAGES[stage].Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    data: str = config_lib.key("", "dataset")
+    share: float = config_lib.key(1.0, "share", low=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithSets:
+    size: int | tuple[int, ...] = config_lib.key(224, "size", low=1)
+    evals: dict[str, Set] = config_lib.named(Set, "sets", names=("test",))
+
+
+def test_named_groups_have_defaults_and_are_added_by_overrides():
+    assert config_lib.resolve(WithSets, {}).evals == {"test": Set()}
+    found = config_lib.resolve(WithSets, {}, {"evals.v2.data": "imagenet_v2"}).evals
+    assert found == {"test": Set(), "v2": Set(data="imagenet_v2")}
+    stated = {"evals": {"val": {"share": 0.5}}}
+    assert config_lib.resolve(WithSets, stated).evals == {"val": Set(share=0.5)}
+    resolved = config_lib.resolve(WithSets, stated, {"evals.val.data": "x", "evals.real.share": "0.3"})
+    assert resolved.evals == {"val": Set(data="x", share=0.5), "real": Set(share=0.3)}
+    assert config_lib.resolve(WithSets, config_lib.to_dict(resolved)) == resolved
+    lines = config_lib.differences(WithSets, config_lib.to_dict(resolved), config_lib.to_dict(config_lib.resolve(WithSets, stated)))
+    assert lines == ['evals.real.data: "" → null', "evals.real.share: 0.3 → null", 'evals.val.data: "x" → ""']
+    assert "--config.evals.real.share=0.3" in "\n".join(config_lib.describe(WithSets, config_lib.to_dict(resolved)))
+
+
+@pytest.mark.parametrize(
+    "mapping, overrides, message",
+    [
+        ({}, {"evals.v2": "x"}, "group of keys; set one of data, share"),
+        ({}, {"evals.v2.dat": "x"}, "evals.v2.dat: unknown key; did you mean --config.evals.NAME.data"),
+        ({}, {"evals.a/b.data": "x"}, "'a/b' is no name of a group"),
+        ({"evals": {"a": 3}}, {}, "config.evals: must be groups of keys by name"),
+        ({"evals": {"a": {"share": 0.0}}}, {}, "config.evals.a.share: must be at least 0.1"),
+        ({}, {"size": "0,3"}, "config.size: must be at least 1"),
+        ({}, {"size": "1.5"}, "config.size: must be a whole number or a list"),
+    ],
+)
+def test_wrong_groups_and_unions(mapping, overrides, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.resolve(WithSets, mapping, overrides)
+
+
+@pytest.mark.parametrize("given, size", [("224", 224), ("192,256", (192, 256)), ("(192, 256)", (192, 256))])
+def test_a_key_may_be_one_number_or_several(given, size):
+    assert config_lib.resolve(WithSets, {}, {"size": given}).size == size

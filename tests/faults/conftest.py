@@ -126,7 +126,7 @@ def assert_same_run(folder: pathlib.Path, reference: pathlib.Path) -> None:
     kinds = [(row["step"], *sorted(row)) for row in rows(folder)]
     assert len(set(kinds)) == len(kinds)
     assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
-    for name in ("params_sha256", "metrics", "step", "images_seen", "dataset", "lineage"):
+    for name in ("params_sha256", "metrics", "step", "examples_seen", "dataset", "lineage"):
         assert result(folder)[name] == result(reference)[name], name
     assert saved(folder)[-1] == saved(reference)[-1]
 

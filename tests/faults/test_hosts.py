@@ -127,7 +127,7 @@ def test_four_processes_train_as_one(shared):
     assert len(four) == STEPS // 2 + 2
     np.testing.assert_allclose(four, one, rtol=1e-5)
     assert np.ptp(one) > 1e-3
-    for name in ("step", "images_seen", "dataset", "parameters"):
+    for name in ("step", "examples_seen", "dataset", "parameters"):
         assert result(folder / "four")[name] == result(folder / "one")[name]
     pictures = [cv2.imread(str(folder / run / f"pictures/reconstruction_{STEPS}.png")) for run in ("four", "one")]
     assert np.abs(np.subtract(*pictures, dtype=np.int32)).max() <= 1
@@ -159,7 +159,7 @@ def test_processes_are_timed_together(shared, tmp_path):
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["global_batch"] == BATCH and found["devices"] == 2
     assert found["step"]["windows"] * found["step"]["window_steps"] >= 3
-    assert min(found[name]["images_per_second"] for name in ("step", "input", "together")) > 0
+    assert min(found[name]["examples_per_second"] for name in ("step", "input", "together")) > 0
     assert out.count("images a step") == 1 and "of process 0 of 2" in out
 
 
