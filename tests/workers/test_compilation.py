@@ -11,22 +11,23 @@ import pytest
 
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import RunStopped
-from mae_pp_jax.planning import process, slices
+from mae_pp_jax.planning import slices
 from mae_pp_jax.stages import registry
+from mae_pp_jax.workers import compilation
 from tests.conftest import ROOT, TINY, environment
 
 ASKS = """
 import time
-from tests.planning.test_process import asked
+from tests.workers.test_compilation import asked
 with asked() as work:
     print(work.pid, flush=True)
     time.sleep(60)
 """
 
 
-def asked() -> process.Compilation:
+def asked() -> compilation.Compilation:
     config = registry.resolve(config_lib.load_file(str(ROOT / "configs/wsp/digits.py")), TINY)
-    return process.Compilation(config_lib.to_dict(config), slices.parse("cpu:2"))
+    return compilation.Compilation(config_lib.to_dict(config), slices.parse("cpu:2"))
 
 
 def test_a_compiler_that_is_killed_is_told_in_one_line():

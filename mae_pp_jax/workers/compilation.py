@@ -18,7 +18,7 @@ from mae_pp_jax.core import console
 from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import slices
 
-WORKER = "mae_pp_jax.commands.plan_worker"
+WORKER = "mae_pp_jax.workers.plan_worker"
 POLL_SECONDS = 0.2
 
 
