@@ -73,6 +73,7 @@ class Stage:
     Attributes:
       Config: the stage's config dataclass.
       config: the resolved config.
+      example: what one example is called, in the singular: shown in progress, and a unit of lengths.
       records: training records in one epoch.
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, and of each
         split its name, records and fingerprint.
@@ -83,6 +84,7 @@ class Stage:
 
     Config: ClassVar[type[StageConfig]]
     config: StageConfig
+    example: str = "example"
     records: int
     dataset: dict[str, Any]
     handoff: Handoff

@@ -44,6 +44,7 @@ class ImageStage(Stage):
     """A stage on single images: opens the data when it is first asked for, and prepares pixels."""
 
     config: ImageStageConfig
+    example = "image"
 
     def __init__(self, config: ImageStageConfig):
         self.config = config

@@ -44,7 +44,7 @@ def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
     Raises:
       UserError, RunStopped, Preempted: what the first failing stage raised; the others save and stop.
     """
-    work = {name: _work(config) for name, config in stages.items()}
+    work = {name: _work(name, config) for name, config in stages.items()}
     waiting = {name: _sources(config, folder) & set(stages) for name, config in stages.items()}
     urgency = {}  # FLOPs from the start of a stage to the end of the longest chain that it begins
     for name in reversed(list(stages)):
@@ -194,10 +194,13 @@ def _shown(metrics: dict) -> str:
     return " ".join(f"{name} {'–' if value is None else f'{value:.4g}'}" for name, value in held_out.items())
 
 
-def _work(config) -> tuple[int, float]:
+def _work(name: str, config) -> tuple[int, float]:
     """(steps, model FLOPs) of a stage: the measure of progress."""
-    stage = registry.create(config)
-    steps = program_lib.steps_of(stage, "train_for")
+    try:
+        stage = registry.create(config)
+        steps = program_lib.steps_of(stage, "train_for")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     return steps, steps * config.global_batch * stage.train_flops_per_image()
 
 

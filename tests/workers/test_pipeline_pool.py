@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core.errors import RunStopped
+from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.stages import registry
 from mae_pp_jax.workers import pipeline_pool
 from tests.conftest import ROOT, TINY_MAE
@@ -39,6 +39,13 @@ def test_an_unforeseen_error_before_the_stage_has_a_folder_leaves_its_trace_too(
         pipeline_pool.train_all({"first": bad}, tmp_path, 1)
     assert str(tmp_path / "first" / "log.txt") in str(stop.value)
     assert "Traceback (most recent call last):" in (tmp_path / "first" / "log.txt").read_text()
+
+
+def test_a_stage_without_a_step_is_refused_before_any_is_trained(tmp_path):
+    stages = {"first": config(), "second": config(train_for="0.001 epochs")}
+    with pytest.raises(UserError, match="second: config.train_for: '0.001 epochs' comes to 0 steps of 32 images"):
+        pipeline_pool.train_all(stages, tmp_path, 2)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
