@@ -78,6 +78,15 @@ run() {
   fi
 }
 
+# private_folder: makes the folder `private`, which only this user can read and whose name nobody can guess, for the files
+# that a command is given; it goes when the script ends. A dry run makes none and only names it.
+private=${TMPDIR:-/tmp}/mae_pp_jax.XXXXXXXX
+private_folder() {
+  [ -z "$dry_run" ] || return 0
+  private=$(mktemp -d "$private")
+  trap 'rm -rf "$private"' EXIT
+}
+
 # tpu_slice v5p:4x4x8: what Google calls a slice that `plan` calls so. Hosts of larger slices hold four chips each.
 generation='' shape='' chips=0 hosts=0 chips_per_host=0
 tpu_slice() {

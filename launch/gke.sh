@@ -103,7 +103,8 @@ $(for argument in "${command[@]}" --join_timeout=3600; do echo "                
 END
 }
 
-file=/tmp/mae_pp_jax-$name.yaml
+private_folder
+file=$private/$name.yaml
 if [ -n "$dry_run" ]; then
   manifest
   printf -- '---\n# '

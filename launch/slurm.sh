@@ -43,7 +43,8 @@ exit "\$code"
 END
 }
 
-script=/tmp/mae_pp_jax-$name.sbatch
+private_folder
+script=$private/$name.sbatch
 if [ -n "$dry_run" ]; then
   echo "# $script:"
   batch

@@ -29,7 +29,8 @@ tpu_slice "$topology"
 revision=${revision:-$(git rev-parse HEAD)}
 where=("$name" "--project=$project" "--zone=$zone")
 
-startup=/tmp/mae_pp_jax-$name.startup.sh
+private_folder
+startup=$private/$name.startup.sh
 startup_script() {
   cat <<END
 #!/bin/bash

@@ -36,10 +36,11 @@ if [ -z "$state" ]; then
     "--version=$(runtime_version)" ${spot:+--spot}
 fi
 
+private_folder
 code=mae_pp_jax-$name.tar.gz
 on_all() { run gcloud compute tpus tpu-vm ssh "${where[@]}" --worker=all "--command=$1"; }
-run git archive --format=tar.gz "--output=/tmp/$code" HEAD
-run gcloud compute tpus tpu-vm scp "/tmp/$code" "${where[0]}:$code" "${where[@]:1}" --worker=all
+run git archive --format=tar.gz "--output=$private/$code" HEAD
+run gcloud compute tpus tpu-vm scp "$private/$code" "${where[0]}:$code" "${where[@]:1}" --worker=all
 on_all "$(mount_nfs "$nfs") && mkdir -p mae_pp_jax && tar -xzf $code -C mae_pp_jax && cd mae_pp_jax && $(install_package)"
 ended=0
 on_all "cd mae_pp_jax && launch/detached.sh ~/run launch/until_done.sh .venv/bin/python -m mae_pp_jax $(quoted "${command[@]}")" || ended=$?

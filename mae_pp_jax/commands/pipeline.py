@@ -9,12 +9,12 @@ import time
 import jax
 
 from mae_pp_jax import reporting
-from mae_pp_jax.commands import pool
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import disk, hardware, hosts, loop
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
+from mae_pp_jax.workers import pipeline_pool
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def pipeline(
     began = time.monotonic()
     configs = {name: resolved for name, (_, resolved) in stages.items()}
     if workers > 1:
-        pool.train_all(configs, folder, workers)
+        pipeline_pool.train_all(configs, folder, workers)
     else:
         for index, (name, resolved) in enumerate(configs.items(), 1):
             log.info("[%d/%d] %s", index, len(configs), name)

@@ -7,9 +7,10 @@ from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import disk
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.planning import candidates, process, report, slices
+from mae_pp_jax.planning import candidates, report, slices
 from mae_pp_jax.planning import search as search_lib
 from mae_pp_jax.stages import registry
+from mae_pp_jax.workers import compilation
 
 DESCRIPTION = """Compiles the real train step of a config for a slice of TPUs on a machine that has none, and prints
 whether it fits, what takes the memory, where the cycles go and how high utilisation can be. Nothing runs, no data is
@@ -76,7 +77,7 @@ def plan(config: str, topology: str, overrides: dict[str, str] | None = None, *,
     """
     chosen = slices.parse(topology)
     resolved = registry.resolve(config_lib.load_file(config), overrides)
-    found = process.answer(config_lib.to_dict(resolved), chosen)
+    found = compilation.answer(config_lib.to_dict(resolved), chosen)
     if json_file:
         disk.write_json(pathlib.Path(json_file), found)
     return found
@@ -116,11 +117,11 @@ def search(
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     mapping = config_lib.to_dict(resolved)
     policies = config_lib.choices(type(resolved), "model.remat")
-    outline = process.answer(mapping, chosen, "outline")
+    outline = compilation.answer(mapping, chosen, "outline")
     space = candidates.space(chosen, outline, policies, max(1, resolved.mesh.tensor))
     search_lib.check(chosen, space, resolved.global_batch)
     journal = search_lib.Journal(pathlib.Path(search_file) if search_file else None, mapping, chosen)
-    done = search_lib.search(mapping, chosen, space, journal, jobs)
+    done = search_lib.search(mapping, chosen, space, journal, jobs, compilation.Compilation)
     best = space.best(done)
     if json_file and best is not None:
         disk.write_json(pathlib.Path(json_file), {**done[best], "overrides": best.overrides()})

@@ -37,6 +37,13 @@ def on_terminal() -> bool:
     return shown and sys.stderr.isatty()
 
 
+def clock(seconds: float) -> str:
+    """A length of time as people read it: 1080 → "18:00", 3723 → "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def quiet_libraries() -> None:
     """Only our own loggers speak: orbax and asyncio print tracebacks, a thread each, of what they then also raise."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

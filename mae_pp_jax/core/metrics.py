@@ -154,7 +154,7 @@ class Progress:
         self._last = (step, now)
         left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
         shown = " ".join(f"{name.split('/', 1)[1]} {value:.4g}" for name, value in values.items())
-        line = f"{self._label} step {step}/{self._total} {shown} {speed:,.0f} {self._example}s/s, {_clock(left)} left"
+        line = f"{self._label} step {step}/{self._total} {shown} {speed:,.0f} {self._example}s/s, {console.clock(left)} left"
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
             log.debug(line)
@@ -173,9 +173,3 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -106,6 +106,7 @@ def make(
     total: int,
     records: int,
     global_batch: int,
+    example: str = "example",
 ) -> Optimizer:
     """Builds the optimizer.
 
@@ -119,6 +120,7 @@ def make(
       total: steps of the whole training.
       records: records in one epoch.
       global_batch: examples per step.
+      example: what one example is called, a unit of the warmup's length.
 
     The factor of `lr_rules` also scales the weight decay, as AdamW's decay is multiplied by the learning rate.
     """
@@ -132,7 +134,13 @@ def make(
     speeds, decays = ({p: np.asarray(values[p], np.float32) for p in trainable} for values in (speed, decay))
     peak = config.lr * (global_batch / config.lr_batch if config.lr_batch else 1.0)
     warmup = schedule.steps(
-        config.warmup, field="config.optim.warmup", records=records, global_batch=global_batch, total=total
+        config.warmup,
+        field="config.optim.warmup",
+        records=records,
+        global_batch=global_batch,
+        total=total,
+        least=0,
+        example=example,
     )
     rate = schedule.learning_rate(peak, warmup=warmup, total=total, shape=config.shape, minimum=config.min_lr)
 

@@ -132,10 +132,10 @@ def make(stage: Stage, mesh: Mesh) -> Program:
     partition.check_batch(config.global_batch, mesh, config.microbatches)
     total = steps_of(stage, "train_for")
     lengths = Lengths(
-        total=max(1, total),
-        log=max(1, steps_of(stage, "log_every", total)),
-        evaluate=max(1, steps_of(stage, "eval_every", total)),
-        save=max(1, steps_of(stage, "checkpoint.every", total)),
+        total=total,
+        log=steps_of(stage, "log_every", total),
+        evaluate=steps_of(stage, "eval_every", total),
+        save=steps_of(stage, "checkpoint.every", total),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(stage.init, key)
@@ -149,6 +149,7 @@ def make(stage: Stage, mesh: Mesh) -> Program:
         total=lengths.total,
         records=stage.records,
         global_batch=config.global_batch,
+        example=stage.example,
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.global_batch))
     batch = jax.eval_shape(stage.augment, stage.batch_spec(), keys)

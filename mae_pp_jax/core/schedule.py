@@ -8,31 +8,51 @@ import jax.numpy as jnp
 
 from mae_pp_jax.core.errors import UserError
 
-_LENGTH = re.compile(r"\s*([0-9][0-9_.]*(?:e[0-9]+)?)\s*(epochs?|steps?|images?|%)\s*", re.IGNORECASE)
+_LENGTH = re.compile(r"\s*((?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+|%)\s*", re.IGNORECASE | re.ASCII)
+_MOST_STEPS = 2**31 - 1  # steps are counted in int32
 
 
 def steps(
-    text: str, *, field: str, records: int, global_batch: int, total: int | None = None, example: str = "example"
+    text: str,
+    *,
+    field: str,
+    records: int,
+    global_batch: int,
+    total: int | None = None,
+    least: int = 1,
+    example: str = "example",
 ) -> int:
-    """A length such as "800 epochs", "500 steps", "1e6 images" or "5%" in optimizer steps.
+    """A length such as "800 epochs", "500 steps", "1e6 examples" or "5%" in optimizer steps.
 
     Args:
       text: number and unit; "%" is of the whole training and needs `total`.
       field: name of the config key, for the error.
       records: records in one epoch.
-      global_batch: images a step.
-      total: steps of the whole training.
+      global_batch: examples per step.
+      total: steps of the whole training, for the lengths in it; None for the whole training itself.
+      least: smallest length in it. One that comes to less, but not to nothing by what was written, becomes this.
+      example: what one example is called, also a unit.
 
     Raises:
-      UserError: not a number and a unit.
+      UserError: not a number and a unit, a whole training without a step, or 0 where `least` is more.
     """
     match = _LENGTH.fullmatch(text)
-    if not match or (match[2] == "%" and total is None):
-        units = "'30 epochs', '500 steps', '1e6 images'" + ("" if total is None else " or '5%'")
+    factors = {"epoch": records / global_batch, "step": 1.0, example: 1.0 / global_batch, "example": 1.0 / global_batch}
+    if total is not None:
+        factors["%"] = total / 100
+    unit = match[2].lower() if match else ""
+    factor = factors.get(unit, factors.get(unit.removesuffix("s")))
+    if factor is None:
+        units = f"'30 epochs', '500 steps', '1e6 {example}s'" + ("" if total is None else " or '5%'")
         raise UserError(f"{field}: cannot read {text!r} as a length; write it like {units}")
-    number, unit = float(match[1].replace("_", "")), match[2].lower().rstrip("s")
-    factor = {"epoch": records / global_batch, "step": 1.0, "image": 1.0 / global_batch, "%": (total or 0) / 100}[unit]
-    return round(number * factor)
+    number = float(match[1].replace("_", ""))
+    over = f"of {global_batch} {example}s over {records} records"
+    if number * factor > _MOST_STEPS:
+        raise UserError(f"{field}: {text!r} comes to more than {_MOST_STEPS} steps {over}; write a shorter length")
+    count = round(number * factor)
+    if count < least and (number == 0 or total is None):
+        raise UserError(f"{field}: {text!r} comes to {count} steps {over}; use at least '{least} steps'")
+    return max(count, least)
 
 
 def learning_rate(

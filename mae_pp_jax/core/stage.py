@@ -86,7 +86,8 @@ class Stage:
 
     Attributes:
       Config: the stage's config dataclass.
-      example: what one example is called where people read about it, such as "clip".
+      example: what one example is called where people read about it, such as "clip", and a unit of
+        lengths.
       divisible: whether the loss of a batch is the sum over slices of it. Where each example is compared with all others
         of the batch it is not, and `microbatches` must be 1.
       config: the resolved config.

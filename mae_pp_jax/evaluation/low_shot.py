@@ -24,7 +24,8 @@ class OverSplits:
         sums = total(self._measure, params, self._batches(), mesh)
         out: dict[str, float] = {}
         for name, (s, w) in sums.items():
-            values = np.asarray(s, np.float64) / np.asarray(w, np.float64)
+            s, w = np.asarray(s, np.float64), np.asarray(w, np.float64)
+            values = np.divide(s, w, out=np.full_like(s, np.nan), where=w > 0)
             out[f"{self.name}/{name}"] = float(values.mean())
             if len(values) > 1:
                 out[f"{self.name}/{name}_std"] = float(values.std(ddof=1))

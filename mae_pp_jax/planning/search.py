@@ -8,16 +8,18 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tqdm
 
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import console, disk
 from mae_pp_jax.core.errors import RunStopped, UserError
-from mae_pp_jax.planning import candidates, process, slices
+from mae_pp_jax.planning import candidates, slices
 from mae_pp_jax.planning.candidates import Candidate
 from mae_pp_jax.planning.report import gib
+
+POLL_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,9 @@ class Journal:
                 file.write(("" if whole else "\n") + json.dumps(row) + "\n")
 
 
-def search(config: Mapping, chosen: slices.Slice, space: candidates.Space, journal: Journal, jobs: int) -> dict:
+def search(
+    config: Mapping, chosen: slices.Slice, space: candidates.Space, journal: Journal, jobs: int, compilation: Callable
+) -> dict:
     """Compiles candidates until none is left that may be better, and returns {candidate: report}.
 
     Args:
@@ -73,15 +77,16 @@ def search(config: Mapping, chosen: slices.Slice, space: candidates.Space, journ
       space: what may be tried.
       journal: what was tried before, and where to write on.
       jobs: compilations at once.
+      compilation: (config, slice) → a compilation under way, as `workers.compilation.Compilation`.
     """
     done = {c: report for c, report in journal.read().items() if c in space.candidates}
     if done:
         log.info("%d candidates were compiled before, as %s says", len(done), journal.path)
-    running: dict[Candidate, process.Compilation] = {}
+    running = {}
     with contextlib.ExitStack() as cleanup, _Progress(space, done) as progress:
         while running or space.next(done):
             while len(running) < jobs and (candidate := space.next(done, list(running))):
-                work = process.Compilation(config_lib.merge(config, candidate.overrides()), chosen)
+                work = compilation(config_lib.merge(config, candidate.overrides()), chosen)
                 running[candidate] = cleanup.enter_context(work)
             for candidate in [c for c, work in running.items() if work.done]:
                 try:
@@ -91,7 +96,7 @@ def search(config: Mapping, chosen: slices.Slice, space: candidates.Space, journ
                     done[candidate] = dict(fits=None, failed=str(stop), compile_seconds=0.0)
                 progress.finished(candidate, done)
             progress.show(done, running)
-            time.sleep(process.POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
     return done
 
 
@@ -166,7 +171,7 @@ class _Progress:
         self._seconds.append(done[candidate]["compile_seconds"])
         log.info("%s", _row(candidate, done[candidate], self._space))
 
-    def show(self, done: Mapping[Candidate, dict], running: Mapping[Candidate, process.Compilation]) -> None:
+    def show(self, done: Mapping[Candidate, dict], running: Mapping) -> None:
         left = len(self._space.open(done))
         self._bar.total, self._bar.n = len(done) + left, len(done)
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else None

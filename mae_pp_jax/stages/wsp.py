@@ -14,7 +14,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import OptimConfig
 from mae_pp_jax.evaluation.averages import Averages
-from mae_pp_jax.evaluation.tags import TagPrecision
+from mae_pp_jax.evaluation.tags import TagMap, top_tag_hits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
@@ -80,10 +80,8 @@ class WspStage(ImageStage):
 
         found = [Averages("test", test, self.eval_batches)]
         if self.config.map_positives:
-            config = self.config
-            found.append(
-                TagPrecision("test", scores, self.eval_batches, config.map_positives, most_images=config.map_images)
-            )
+            limits = dict(positives=self.config.map_positives, images=self.config.map_images)
+            found.append(TagMap("test", scores, self.eval_batches, self.eval_source.hashtags, **limits))
         return found
 
     def train_flops_per_example(self):
@@ -97,7 +95,7 @@ class WspStage(ImageStage):
         targets, weight = losses.hashtag_targets(hashtags, self.vocabulary)
         weight = weight * mask
         loss = losses.softmax_cross_entropy(logits, targets)
-        hit = jnp.any(hashtags == jnp.argmax(logits, -1)[:, None], axis=-1)
+        hit = top_tag_hits(logits, hashtags)
         return {
             "loss": (jnp.sum(loss * weight), jnp.sum(weight)),
             "tag_precision": (jnp.sum(hit * weight), jnp.sum(weight)),

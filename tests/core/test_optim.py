@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import optim, schedule
+from mae_pp_jax.core import optim
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.models import layer_decay
 
@@ -92,26 +92,6 @@ def test_clip_bounds_the_global_norm():
     new = updated(build(name="sgd", b1=0.0, weight_decay=0.0, lr=1.0, clip=0.5), jax.tree.map(jnp.ones_like, PARAMS))
     step = jax.tree.map(lambda a, b: a - b, PARAMS, new)
     np.testing.assert_allclose(optim.global_norm(step), 0.5, rtol=1e-5)
-
-
-def test_schedule_starts_at_zero_peaks_after_warmup_and_ends_at_the_minimum():
-    rate = schedule.learning_rate(2.0, warmup=10, total=110, minimum=0.5)
-    assert float(rate(0)) == 0.0
-    np.testing.assert_allclose([rate(5), rate(10), rate(60), rate(110)], [1.0, 2.0, 1.25, 0.5], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "text, wanted",
-    [("3 epochs", 300), ("250 steps", 250), ("1e3 images", 100), ("5%", 50), ("0.5 epochs", 50), ("1 epoch", 100)],
-)
-def test_lengths(text, wanted):
-    assert schedule.steps(text, field="f", records=1000, global_batch=10, total=1000) == wanted
-
-
-@pytest.mark.parametrize("text", ["three epochs", "10", "epochs", "-1 steps"])
-def test_unreadable_lengths(text):
-    with pytest.raises(UserError, match="config.train_for: cannot read"):
-        schedule.steps(text, field="config.train_for", records=1000, global_batch=10)
 
 
 def test_learning_rate_scales_with_the_batch():

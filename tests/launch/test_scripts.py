@@ -28,6 +28,7 @@ SCRIPTS = {
     "slurm": ["--name=job", "--nodes=4", "--gpus=8", "--time=24:00:00"],
     "gke": ["--name=job", "--topology=v5e:8x8", "--image=registry/image", "--nfs=10.0.0.2:/runs"],
 }
+TEMPORARY = re.compile(r"(?<=mae_pp_jax\.)\w{8}(?=/)")  # what is random in the name of a private folder
 
 
 def launch(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -73,7 +74,26 @@ def test_a_dry_run_prints_what_a_run_calls(name, tools):
     ]
     done = launch(name, *SCRIPTS[name], *TRAIN, PATH=f"{tools}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
-    assert [call for call in calls(tools) if "describe" not in call] == printed != []
+    called = [call for call in calls(tools) if "describe" not in call]
+    assert [[TEMPORARY.sub("", word) for word in call] for call in called] == [
+        [TEMPORARY.sub("", word) for word in call] for call in printed
+    ]
+    assert called
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_files_on_the_way_are_private_and_gone_at_the_end(name, tools):
+    """Nobody else can have made the folder they lie in, or guess its name, or read it."""
+    folder = tools / "temporary"
+    folder.mkdir()
+    for tool in ("gcloud", "kubectl", "sbatch"):
+        (tools / tool).write_text(f"#!/bin/sh\nls -l {folder} >> {tools}/seen\n")
+    for _ in range(2):
+        done = launch(name, *SCRIPTS[name], *TRAIN, PATH=f"{tools}:{os.environ['PATH']}", TMPDIR=str(folder))
+        assert done.returncode == 0, done.stderr
+        assert not any(folder.iterdir())
+    made = set(re.findall(r"^(\S+) .* (\S+)$", (tools / "seen").read_text(), re.M))
+    assert {rights for rights, _ in made} == {"drwx------"} and len(made) == 2
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "local"])

@@ -9,6 +9,7 @@ from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.planning import candidates, search, slices
 from mae_pp_jax.planning.candidates import Candidate
 from mae_pp_jax.stages import registry
+from mae_pp_jax.workers import compilation
 from tests.conftest import ROOT, TINY
 
 GIB = 2**30
@@ -156,10 +157,10 @@ def test_a_search_compiles_side_by_side_and_goes_on_where_it_was(tmp_path):
         [Candidate(2, 1, 1, "none"), Candidate(1, 2, 2, "full")], ["none", "full"], 16, 1000, 1000, limit=1e9
     )
     journal = search.Journal(tmp_path / "search.jsonl", config, chosen)
-    done = search.search(config, chosen, space, journal, jobs=2)
+    done = search.search(config, chosen, space, journal, 2, compilation.Compilation)
     assert {(c.fsdp, report["mesh"]["fsdp"]) for c, report in done.items()} == {(1, 1), (2, 2)}
     written = journal.path.read_text()
-    assert search.search(config, chosen, space, journal, jobs=2) == done
+    assert search.search(config, chosen, space, journal, 2, compilation.Compilation) == done
     assert journal.path.read_text() == written
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tqdm
 
+from mae_pp_jax.core import console
 from mae_pp_jax.core.errors import Preempted, UserError
 from mae_pp_jax.data.building.items import Part
 
@@ -112,7 +113,7 @@ class _Progress:
             elif now - said > _LINE_EVERY_SECONDS:
                 said = now
                 left = (now - began) * (self._total - finished) / finished if finished else 0
-                more = f"; {left // 60:.0f}:{left % 60:02.0f} left" if finished else ""
+                more = f"; {console.clock(left)} left" if finished else ""
                 log.info("%s: %d of %d parts%s", self._what, finished, self._total, more)
 
 

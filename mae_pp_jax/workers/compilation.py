@@ -17,8 +17,9 @@ import tqdm
 from mae_pp_jax.core import console
 from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import slices
+from mae_pp_jax.workers import ending
 
-WORKER = "mae_pp_jax.commands.plan_worker"
+WORKER = "mae_pp_jax.workers.plan_worker"
 POLL_SECONDS = 0.2
 
 
@@ -76,7 +77,17 @@ class Compilation:
         if "error" in answer:
             kinds = {error.exit_code: error for error in (UserError, RunStopped)}
             raise kinds[answer["exit_code"]](answer["error"])
-        raise RunStopped(f"the compiler for {self.chosen.name} {_cause(self._process.returncode, self._said)}")
+        raise RunStopped(f"the compiler for {self.chosen.name} {self._cause()}")
+
+    def _cause(self) -> str:
+        """Why the worker ended without an answer, in one line; all that it printed is kept in the file that this names."""
+        cause, said = ending.cause(self._process.returncode), self._said.read_text(errors="replace")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        if self._process.returncode == -signal.SIGKILL or not lines:
+            return cause
+        with tempfile.NamedTemporaryFile("w", prefix="plan-", suffix=".txt", delete=False) as kept:
+            kept.write(said)
+        return f"{cause}: {lines[-1][:300]} (all that it printed: {kept.name})"
 
 
 def answer(config: Mapping, chosen: slices.Slice, ask: str = "measure") -> dict:
@@ -91,12 +102,3 @@ def answer(config: Mapping, chosen: slices.Slice, ask: str = "measure") -> dict:
             time.sleep(POLL_SECONDS)
             elapsed.refresh()
         return work.report()
-
-
-def _cause(code: int, said: pathlib.Path) -> str:
-    """Why a worker ended without an answer, in a few words."""
-    if code == -signal.SIGKILL:
-        return "was killed (out of memory on this machine?)"
-    lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
-    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"{how}{': ' + lines[-1][:300] if lines else ''}"

@@ -15,13 +15,15 @@ import signal
 import sys
 import threading
 import time
+import traceback
 
 import tqdm
 
-from mae_pp_jax.core import allocator, console, handoff, hardware, loop
+from mae_pp_jax.core import allocator, console, handoff, hardware, loop, run_folder
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
+from mae_pp_jax.workers import ending
 
 log = logging.getLogger(__name__)
 
@@ -33,35 +35,34 @@ def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
     """Trains stages, several at a time.
 
     Args:
-      stages: name → resolved config, each after the one that its `init_from.run` names.
+      stages: name → resolved config, each after those whose runs its `init_from` names.
       folder: stage NAME is trained in `folder`/NAME.
       workers: number of worker processes.
 
     Raises:
       UserError, RunStopped, Preempted: what the first failing stage raised; the others save and stop.
     """
-    work = {name: _work(config) for name, config in stages.items()}
-    sources = {str(folder / name): name for name in stages}
+    work = {name: _work(name, config) for name, config in stages.items()}
+    names = {str(folder / name): name for name in stages}
     waiting = {
-        name: {sources[source.run] for source in handoff.sources(config.init_from).values() if source.run in sources}
+        name: {names[source.run] for source in handoff.sources(config.init_from).values() if source.run in names}
         for name, config in stages.items()
     }
     urgency = {}  # FLOPs from the start of a stage to the end of the longest chain that it begins
     for name in reversed(list(stages)):
-        after = [urgency[later] for later, before in waiting.items() if name in before]
+        after = [urgency[later] for later, sources in waiting.items() if name in sources]
         urgency[name] = work[name][1] + max(after, default=0.0)
     done: list[str] = []
     with _Workers(workers) as crew, _Watch(folder, work) as watch:
         while waiting or crew.busy:
-            ready = [name for name, before in waiting.items() if before <= set(done)]
+            ready = [name for name, sources in waiting.items() if sources <= set(done)]
             ready.sort(key=urgency.get, reverse=True)
             for name in ready[: crew.idle]:
                 del waiting[name]
                 crew.start(name, stages[name], folder / name)
             for name, result in crew.finished(POLL_SECONDS):
                 done.append(name)
-                shown = " ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if k.startswith("test/"))
-                log.info("[%d/%d] %s: %s", len(done), len(stages), name, shown)
+                log.info("[%d/%d] %s: %s", len(done), len(stages), name, _shown(result["metrics"]))
             watch.show(crew.busy, done)
 
 
@@ -108,8 +109,10 @@ class _Workers:
             except (EOFError, ConnectionResetError):  # reset, where it died with something unread
                 if self._terminated.is_set():
                     raise Preempted("preempted; run the same command again to resume") from None
+                self._processes[index].join()
                 raise RunStopped(
-                    f"the process that trained {name} died (out of memory?); run the same command again to resume"
+                    f"the process that trained {name} {ending.cause(self._processes[index].exitcode)}; "
+                    "run the same command again to resume"
                 ) from None
             if error is not None:
                 raise error
@@ -155,8 +158,23 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
             answer = loop.run(registry.create(config), folder), None
         except (UserError, RunStopped, Preempted) as error:
             answer = None, error
+        except Exception as error:
+            answer = None, _unforeseen(error, folder)
         with contextlib.suppress(OSError):  # closed meanwhile
             pipe.send(answer)
+
+
+def _unforeseen(error: Exception, folder: pathlib.Path) -> RunStopped:
+    """Keeps the trace of an error in the stage's log, which is all that is left of this process, and says so."""
+    trace, where = "".join(traceback.format_exception(error)), folder / "log.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with run_folder.log_to(folder):
+            log.error("%s", trace)
+    except (UserError, OSError):  # nothing can be written there
+        print(trace, file=sys.stderr, flush=True)
+        where = "above"
+    return RunStopped(f"{folder.name}: {type(error).__name__}: {error} (its trace: {where})")
 
 
 def _leave_with(parent: int) -> None:
@@ -166,11 +184,20 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(config) -> tuple[int, float]:
-    """(images, model FLOPs) of a stage: the measure of progress."""
-    stage = registry.create(config)
-    images = program_lib.steps_of(stage, "train_for") * config.global_batch
-    return images, images * stage.train_flops_per_example()
+def _shown(metrics: dict) -> str:
+    """What was measured on evaluation sets, for a line; a value that is null was not measurable."""
+    held_out = {name: value for name, value in metrics.items() if not name.startswith(("train/", "data/"))}
+    return " ".join(f"{name} {'–' if value is None else f'{value:.4g}'}" for name, value in held_out.items())
+
+
+def _work(name: str, config) -> tuple[int, float]:
+    """(steps, model FLOPs) of a stage: the measure of progress."""
+    try:
+        stage = registry.create(config)
+        steps = program_lib.steps_of(stage, "train_for")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return steps, steps * config.global_batch * stage.train_flops_per_example()
 
 
 class _Watch:
@@ -178,7 +205,7 @@ class _Watch:
 
     def __init__(self, folder: pathlib.Path, work: dict[str, tuple[int, float]]):
         self._folder, self._work, self._began = folder, work, time.monotonic()
-        self._total = sum(flops for _, flops in work.values())
+        self._total = sum(flops for _, flops in work.values()) or 1.0  # stages may compute nothing that is counted
         self._start: float | None = None
         self._said = time.monotonic()
         self._bar = None
@@ -197,15 +224,15 @@ class _Watch:
         parts = []
         for name in running:
             row = _last_row(self._folder / name / "metrics.jsonl")
-            images, flops = self._work[name]
-            share = min(row.get("examples_seen", 0) / images, 1.0)
+            steps, flops = self._work[name]
+            share = row.get("step", 0) / steps
             spent += share * flops
             parts.append(f"{name} {share:.0%}" + (f" loss {row['train/loss']:.3g}" if "train/loss" in row else ""))
         if self._start is None:
             self._start = spent  # what earlier calls had finished tells nothing about the speed of this one
         gone = spent - self._start
         left = (self._total - spent) * (now - self._began) / gone if gone else None
-        text = f"{', '.join(parts)}; {'…' if left is None else f'{left // 60:.0f}:{left % 60:02.0f}'} left"
+        text = f"{', '.join(parts)}; {'…' if left is None else console.clock(left)} left"
         if self._bar is not None:
             self._bar.n = min(100.0, 100.0 * spent / self._total)
             self._bar.set_description_str(text)

@@ -1,4 +1,4 @@
-"""The process in which `plan` compiles; started by `planning/process.py`: `plan_worker REQUEST.json ANSWER.json`."""
+"""The process in which `plan` compiles; started by `compilation.py`: `plan_worker REQUEST.json ANSWER.json`."""
 
 import os
 import pathlib
