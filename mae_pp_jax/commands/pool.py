@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ import time
 
 import tqdm
 
-from mae_pp_jax.core import allocator, console, hardware, loop
+from mae_pp_jax.core import allocator, console, hardware, loop, storage
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
@@ -29,7 +28,7 @@ LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal
 POLL_SECONDS = 0.5
 
 
-def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
+def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
     """Trains stages, several at a time.
 
     Args:
@@ -57,7 +56,7 @@ def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
                 crew.start(name, stages[name], folder / name)
             for name, result in crew.finished(POLL_SECONDS):
                 done.append(name)
-                shown = " ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if k.startswith("test/"))
+                shown = " ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if k.startswith("test/") and v is not None)
                 log.info("[%d/%d] %s: %s", len(done), len(stages), name, shown)
             watch.show(crew.busy, done)
 
@@ -88,7 +87,7 @@ class _Workers:
         """How many workers wait for a stage."""
         return self._names.count(None)
 
-    def start(self, name: str, config, folder: pathlib.Path) -> None:
+    def start(self, name: str, config, folder: storage.Path) -> None:
         """Gives a stage to an idle worker."""
         index = self._names.index(None)
         self._names[index] = name
@@ -173,7 +172,7 @@ def _work(config) -> tuple[int, float]:
 class _Watch:
     """One bar over all stages on a terminal, a line now and then elsewhere; done and left are measured in FLOPs."""
 
-    def __init__(self, folder: pathlib.Path, work: dict[str, tuple[int, float]]):
+    def __init__(self, folder: storage.Path, work: dict[str, tuple[int, float]]):
         self._folder, self._work, self._began = folder, work, time.monotonic()
         self._total = sum(flops for _, flops in work.values())
         self._start: float | None = None
@@ -211,12 +210,12 @@ class _Watch:
             log.info("%.0f%%: %s", 100 * spent / self._total, text)
 
 
-def _last_row(path: pathlib.Path) -> dict:
+def _last_row(path: storage.Path) -> dict:
     """The newest complete training row of a metrics file that another process is writing."""
-    if not path.is_file():
+    if not storage.is_file(path):
         return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
+    with storage.reading(path) as file:
+        file.seek(max(0, storage.size(path) - 4096))
         lines = file.read().split(b"\n")[:-1]
     for line in reversed(lines):
         try:

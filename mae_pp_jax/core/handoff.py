@@ -5,7 +5,6 @@ moved leaf of another shape is resized. Nothing is matched by accident and nothi
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable, Mapping
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import checkpoint
+from mae_pp_jax.core import checkpoint, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 
@@ -110,7 +109,7 @@ def report(plan: Plan, source: Mapping, target: Mapping, where: str) -> str:
     return "\n".join(lines)
 
 
-def transfer(rules: Handoff, run: pathlib.Path, step: str, params) -> tuple[dict, dict, str]:
+def transfer(rules: Handoff, run: storage.Path, step: str, params) -> tuple[dict, dict, str]:
     """Fills freshly initialised parameters with the weights of another run.
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.

@@ -8,14 +8,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import pathlib
 import time
 
 import clu.parameter_overview
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, metrics, partition, run_folder
+from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, metrics, partition, run_folder, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
@@ -41,7 +40,7 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, s
         params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
         source, account = None, "random initialisation"
         if config.init_from.run:
-            run = pathlib.Path(config.init_from.run)
+            run = storage.path(config.init_from.run, "config.init_from.run")
             params, source, account = handoff.transfer(stage.handoff, run, config.init_from.step, params)
         params = stage.prepare(params, prog.mesh)
         return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account
@@ -218,8 +217,12 @@ class _Training:
             params_sha256=run_folder.params_sha256(params),
         )
         self.folder.write_result(result)
-        log.info("finished %s: %s", self.folder.path, " ".join(f"{n} {v:.4g}" for n, v in result["metrics"].items()))
+        log.info("finished %s: %s", self.folder.path, _shown(result["metrics"]))
         return result
+
+
+def _shown(values: dict[str, float | None]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
 
 
 def _lineage(stage: Stage, source: dict | None) -> list[dict]:
