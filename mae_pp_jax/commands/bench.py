@@ -76,6 +76,8 @@ def bench(
     """
     if steps < 1:
         raise UserError(f"--steps: {steps} steps cannot be timed; give 1 or more, such as --steps=30")
+    if json_file and hosts.first():
+        storage.check_writable(storage.path(json_file, "--json"), "--json")
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     stage = registry.create(resolved)
     program = program_lib.make(stage, partition.make_mesh(resolved.mesh))

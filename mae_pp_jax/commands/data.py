@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
         if storage.is_dir(storage.Path(args.name).expanduser()):
             print(f"{args.name} is a folder of images and needs no preparation")
             return
+        if args.data_dir and "://" not in args.data_dir:
+            storage.check_writable(storage.Path(args.data_dir).expanduser(), "--data_dir", folder=True)
         tfds_store.convert(args.name, args.data_dir)
         builder = tfds_store.prepared(args.name, args.data_dir)
         sizes = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())

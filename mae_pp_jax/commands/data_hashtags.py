@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     path = storage.path(args.to, "--to").expanduser()
     if path.suffix != ".json" or not storage.is_dir(path.parent):
         raise UserError(f"--to: {args.to} must be a file NAME.json in a folder that is there")
+    storage.check_writable(path, "--to")
     nouns = _nouns(args, wordnet)
     stop = (() if args.no_stop else vocabulary.STOP_TAGS) + _stop_tags(args.stop)
     rules = vocabulary.Rules(tuple(stop), args.min_count, args.size, args.unknown)

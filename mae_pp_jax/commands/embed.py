@@ -110,6 +110,7 @@ def embed(
         raise UserError(f"--out: {out} must end in .npz")
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
+    storage.check_writable(target, "--out")
     files = sorted(name for name in glob.glob(pattern, recursive=True) if storage.is_file(name))
     if not files:
         raise UserError(f"--images: no file matches {pattern!r}; quote it, so that the shell leaves it alone")

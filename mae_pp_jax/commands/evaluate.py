@@ -52,6 +52,8 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     folder = storage.path(workdir)
     if not storage.is_file(folder / "config.json"):
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
+    if hosts.first():
+        storage.check_writable(folder, "--workdir", folder=True)
     config = registry.resolve(storage.read_json(folder / "config.json"), overrides)
     stage = registry.create(config)
     mesh = partition.make_mesh(config.mesh)

@@ -91,8 +91,8 @@ def pipeline(
     if workers > 1 and hosts.count() > 1:
         raise UserError(f"--workers: {workers} side by side are for one process; leave it out on many")
     if hosts.first():
-        with storage.writing(folder):
-            storage.make_folder(folder)
+        storage.check_writable(folder, "--workdir", folder=True)
+        storage.make_folder(folder)
         storage.write_json(folder / "pipeline.json", written)
     began = time.monotonic()
     configs = {name: resolved for name, (_, resolved) in stages.items()}

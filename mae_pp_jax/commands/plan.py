@@ -74,6 +74,7 @@ def plan(config: str, topology: str, overrides: dict[str, str] | None = None, *,
       RunStopped: the compiler died.
     """
     chosen = slices.parse(topology)
+    _check_outputs(json_file)
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     found = process.answer(config_lib.to_dict(resolved), chosen)
     if json_file:
@@ -112,6 +113,7 @@ def search(
         raise UserError(f"--search: {topology} has no cycle estimates to compare; name a slice of TPUs such as v5e:8x8")
     if jobs < 1:
         raise UserError(f"--jobs: must be at least 1, got {jobs}")
+    _check_outputs(json_file, search_file)
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     mapping = config_lib.to_dict(resolved)
     policies = config_lib.choices(type(resolved), "model.remat")
@@ -124,3 +126,10 @@ def search(
     if json_file and best is not None:
         storage.write_json(json_file, {**done[best], "overrides": best.overrides()}, "--json")
     return search_lib.lines(space, done, journal)
+
+
+def _check_outputs(json_file: str | None, search_file: str | None = None) -> None:
+    """Raises `UserError` where a file cannot be written, before minutes of compiling."""
+    for file, key in ((json_file, "--json"), (search_file, "--search-file")):
+        if file:
+            storage.check_writable(storage.path(file, key), key)

@@ -62,6 +62,8 @@ def run(stage: Stage, workdir: str) -> dict:
     if (result := folder.result()) is not None:
         log.info("%s is finished; result.json holds its result", workdir)
         return result
+    if hosts.first():
+        storage.check_writable(folder.path, "--workdir", folder=True)
     mesh = partition.make_mesh(stage.config.mesh)
     stage.reader = partition.reader(mesh)
     with hosts.first_goes_first():  # a dataset that is not there yet is prepared once

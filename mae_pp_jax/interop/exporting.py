@@ -125,6 +125,7 @@ def check_target(to: storage.Path, name: str) -> None:
         raise UserError(f"--to: {to} must end in {' or '.join(suffixes)} for --to-format={name}")
     if storage.exists(to):
         raise UserError(f"--to: {to} exists already; give a new {'folder' if name == 'huggingface' else 'file'}")
+    storage.check_writable(to, "--to", folder=name == "huggingface")
 
 
 def write(to: storage.Path, export: Export) -> None:

@@ -162,9 +162,10 @@ def write_run(to: storage.Path, todo: Import, config: dict, source: dict) -> dic
 
 
 def check_target(to: storage.Path) -> None:
-    """Raises `UserError` unless a new run may be written there."""
+    """Raises `UserError` unless a new run can be written there."""
     if storage.exists(to) and (storage.is_file(to) or storage.names(to)):
         raise UserError(f"--to: {to} exists already; give a new folder")
+    storage.check_writable(to, "--to", folder=True)
 
 
 def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dict:

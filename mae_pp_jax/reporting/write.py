@@ -23,6 +23,7 @@ def write(workdir: str | os.PathLike) -> tuple[storage.Path, storage.Path]:
       UserError: the folder is not a pipeline's, or cannot be written to.
     """
     pipeline = gather.read(workdir)
+    storage.check_writable(pipeline.folder, "--workdir", folder=True)
     scores = [dataclasses.asdict(score) for score in gather.scores(pipeline.runs)]
     html, table = pipeline.folder / "report.html", pipeline.folder / "report.json"
     storage.write_whole(html, page.render(pipeline))
