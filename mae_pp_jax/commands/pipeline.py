@@ -11,7 +11,7 @@ from mae_pp_jax import reporting
 from mae_pp_jax.commands import pool
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, hosts, loop, storage
+from mae_pp_jax.core import hardware, hosts, lease, loop, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 
@@ -92,18 +92,19 @@ def pipeline(
         raise UserError(f"--workers: {workers} side by side are for one process; leave it out on many")
     if hosts.first():
         storage.check_writable(folder, "--workdir", folder=True)
-        storage.make_folder(folder)
-        storage.write_json(folder / "pipeline.json", written)
-    began = time.monotonic()
-    configs = {name: resolved for name, (_, resolved) in stages.items()}
-    if workers > 1:
-        pool.train_all(configs, folder, workers)
-    else:
-        for index, (name, resolved) in enumerate(configs.items(), 1):
-            log.info("[%d/%d] %s", index, len(configs), name)
-            loop.run(registry.create(resolved), folder / name)
-    log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
-    html = storage.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
+    with lease.hold(folder):
+        if hosts.first():
+            storage.write_json(folder / "pipeline.json", written)
+        began = time.monotonic()
+        configs = {name: resolved for name, (_, resolved) in stages.items()}
+        if workers > 1:
+            pool.train_all(configs, folder, workers)
+        else:
+            for index, (name, resolved) in enumerate(configs.items(), 1):
+                log.info("[%d/%d] %s", index, len(configs), name)
+                loop.run(registry.create(resolved), folder / name)
+        log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
+        html = storage.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
     log.info("report: %s", html)
     return html
 

@@ -8,6 +8,7 @@ size and CRC-32 of every file are noted in `STEP/digest.json`, as array storage 
 import contextlib
 import logging
 import zlib
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,13 +34,19 @@ def steps(folder: storage.Path) -> list[int]:
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay."""
 
-    def __init__(self, folder: storage.Path, keep: int):
+    def __init__(self, folder: storage.Path, keep: int, still_owned: Callable[[], None]):
         """Removes what a run that was killed while saving left half-written.
+
+        Args:
+          folder: of the checkpoints.
+          keep: how many stay.
+          still_owned: raises `RunStopped` when another process has taken the run's folder over.
 
         Raises:
           UserError: the folder cannot be written.
         """
         self.folder = folder
+        self._still_owned = still_owned
         self._saving: int | None = None
         for half in _half_written(folder) if hosts.first() else ():
             log.warning("checkpoint %s is not complete, its run ended while writing it: removed", half)
@@ -60,7 +67,9 @@ class Checkpoints:
 
         Raises:
           UserError: the disk is full or cannot be written (also for the write before this one).
+          RunStopped: the folder belongs to another process by now.
         """
+        self._still_owned()
         self.wait()
         self._check_space(state)
         self._saving = step
@@ -101,6 +110,7 @@ class Checkpoints:
                 yield
         except Exception:
             if hosts.first():
+                self._still_owned()
                 for half in _half_written(self.folder):
                     storage.remove(half)
             raise

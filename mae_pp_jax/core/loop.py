@@ -14,7 +14,7 @@ import clu.parameter_overview
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, metrics, partition, run_folder, storage
+from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, lease, metrics, partition, run_folder, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
@@ -71,11 +71,15 @@ def run(stage: Stage, workdir: str) -> dict:
         dataset = stage.dataset  # opens all splits: a missing one is told before anything is written
     hosts.check_same("config.data.name", dataset, "give all processes the same data")
     with contextlib.ExitStack() as cleanup:
+        still_owned = cleanup.enter_context(lease.hold(folder.path))
+        folder.look()  # again: another process may have had it meanwhile
+        if (result := folder.result()) is not None:
+            return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
         state, source, account = (None, None, "") if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
-        saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep)
+        saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
         meta = dict(
             config=config_lib.to_dict(stage.config),

@@ -25,12 +25,16 @@ class RunFolder:
             of this machine or holds checkpoints of nobody knows what.
         """
         self.path = storage.path(path)
-        self._config = config_lib.to_dict(config)
+        self._schema, self._config = type(config), config_lib.to_dict(config)
+        self.look()
+
+    def look(self) -> None:
+        """Looks at what is in the folder; raises as the constructor."""
         if storage.exists(self.path) and not storage.is_dir(self.path):
             raise UserError(f"--workdir: {self.path} is a file; give a folder")
         written = self.path / "config.json"
         if storage.is_file(written):
-            lines = config_lib.differences(type(config), storage.read_json(written), self._config)
+            lines = config_lib.differences(self._schema, storage.read_json(written), self._config)
             if lines:
                 raise UserError(
                     f"--workdir: {self.path} holds a run with another config ({'; '.join(lines)}); "
