@@ -1,7 +1,6 @@
 """`bench`: times the train step of a config on this machine, and with --input what feeds it."""
 
 import argparse
-import pathlib
 import sys
 
 import jax
@@ -10,7 +9,7 @@ import tqdm
 from mae_pp_jax.benchmarking import report, train_step
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import console, disk, hosts, partition
+from mae_pp_jax.core import console, hosts, partition, storage
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
@@ -77,6 +76,8 @@ def bench(
     """
     if steps < 1:
         raise UserError(f"--steps: {steps} steps cannot be timed; give 1 or more, such as --steps=30")
+    if json_file and hosts.first():
+        storage.check_writable(storage.path(json_file, "--json"), "--json")
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     stage = registry.create(resolved)
     program = program_lib.make(stage, partition.make_mesh(resolved.mesh))
@@ -94,7 +95,7 @@ def bench(
             bar.set_description("step and input")
             found["together"] = report.together(program, timed.time_fed(steps, bar.update))
     if json_file and hosts.first():
-        disk.write_json(pathlib.Path(json_file), found)
+        storage.write_json(json_file, found, "--json")
     return found
 
 

@@ -1,13 +1,12 @@
 """`convert`: public weights in and out."""
 
 import argparse
-import pathlib
 import sys
 
 import jax
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.interop import released, tables
@@ -106,10 +105,10 @@ def import_file(
     """
     from mae_pp_jax.interop import files, importing, layout, matching  # slow to import for the --help of other verbs
 
-    target = disk.local(to, "--to")
+    target = storage.path(to, "--to")
     importing.check_target(target)
     path, origin = _fetch(source)
-    if (path / "checkpoints").is_dir():
+    if storage.is_dir(path / "checkpoints"):
         raise UserError(f"--from: {path} is a run already; to write its weights out, add --to-format")
     file = files.open_weights(path)
     match = matching.match(path, file.tensors, format, wrapped=file.wrapper == "model", encoder_only=encoder_only)
@@ -128,15 +127,15 @@ def export_run(run: str, to: str, format: str, *, step: str = "last", dtype: str
     """Writes the weights of a run as a file of another code base; see `interop.exporting`."""
     from mae_pp_jax.interop import exporting
 
-    target = disk.local(to, "--to")
+    target = storage.path(to, "--to")
     exporting.check_target(target, format)
-    export = exporting.plan(pathlib.Path(run), step, format, dtype)
+    export = exporting.plan(storage.path(run, "--from"), step, format, dtype)
     exporting.write(target, export)
     print(export.report())
     print(f"{target} holds the weights of {run}")
 
 
-def _fetch(source: str) -> tuple[pathlib.Path, dict]:
+def _fetch(source: str) -> tuple[storage.Path, dict]:
     """The local path of a source, downloaded if need be, and what to remember of its origin."""
     from mae_pp_jax.interop import download
 
@@ -147,4 +146,4 @@ def _fetch(source: str) -> tuple[pathlib.Path, dict]:
         return path, dict(name=source, url=release.url, licence=release.licence)
     if download.is_url(source):
         return download.fetch(source), dict(url=source, licence="not known; ask its publisher")
-    return pathlib.Path(source), dict(licence="not known; ask its publisher")
+    return storage.path(source, "--from"), dict(licence="not known; ask its publisher")

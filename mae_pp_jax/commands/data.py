@@ -1,11 +1,11 @@
 """`data`: builds and prepares datasets, makes vocabularies of their hashtags, and shows what is in them."""
 
 import argparse
-import pathlib
 
 import numpy as np
 
 from mae_pp_jax.commands import data_build, data_hashtags
+from mae_pp_jax.core import storage
 
 _PREPARE = """\
 Prepares a TFDS dataset for training: downloads and writes it as array_record, which can be read in any order.
@@ -66,9 +66,11 @@ def run(args: argparse.Namespace) -> None:
     from mae_pp_jax.data import source, tfds_store  # not needed, and slow to import, for --help of other verbs
 
     if args.data_verb == "prepare":
-        if pathlib.Path(args.name).expanduser().is_dir():
+        if storage.is_dir(storage.Path(args.name).expanduser()):
             print(f"{args.name} is a folder of images and needs no preparation")
             return
+        if args.data_dir and "://" not in args.data_dir:
+            storage.check_writable(storage.Path(args.data_dir).expanduser(), "--data_dir", folder=True)
         tfds_store.convert(args.name, args.data_dir)
         builder = tfds_store.prepared(args.name, args.data_dir)
         sizes = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     if args.workers < 0:
         raise UserError(f"--workers: must be at least 1, got {args.workers}")
     data_dir = os.path.expanduser(args.data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR)
+    if "://" not in data_dir:
+        storage.check_writable(data_dir, "--data_dir", folder=True)
     request = build.Request(
         name=args.name,
         version=args.version,

@@ -2,8 +2,8 @@
 
 import argparse
 import logging
-import pathlib
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> None:
     for option in ("min_count", "size"):
         if getattr(args, option) < 1:
             raise UserError(f"--{option}: must be at least 1, got {getattr(args, option)}")
-    path = pathlib.Path(args.to).expanduser()
-    if path.suffix != ".json" or not path.parent.is_dir():
+    path = storage.path(args.to, "--to").expanduser()
+    if path.suffix != ".json" or not storage.is_dir(path.parent):
         raise UserError(f"--to: {args.to} must be a file NAME.json in a folder that is there")
+    storage.check_writable(path, "--to")
     nouns = _nouns(args, wordnet)
     stop = (() if args.no_stop else vocabulary.STOP_TAGS) + _stop_tags(args.stop)
     rules = vocabulary.Rules(tuple(stop), args.min_count, args.size, args.unknown)
@@ -89,9 +90,9 @@ def _nouns(args: argparse.Namespace, wordnet):
 
 
 def _stop_tags(text: str) -> tuple[str, ...]:
-    path = pathlib.Path(text).expanduser()
-    if text and path.is_file():
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    path = storage.Path(text).expanduser()
+    if text and storage.is_file(path):
+        return tuple(line.strip() for line in storage.read_text(path).splitlines() if line.strip())
     if "/" in text:
         raise UserError(f"--stop: no file {text}; give a file with a tag a line, or tags separated by commas")
     return tuple(filter(None, (tag.strip() for tag in text.split(","))))

@@ -8,7 +8,6 @@ import glob
 import io
 import itertools
 import logging
-import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import checkpoint, console, disk, hardware, partition
+from mae_pp_jax.core import checkpoint, console, hardware, partition, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model, unflatten
@@ -106,16 +105,17 @@ def embed(
       UserError: no run there, no image, an unreadable one, or a pooling that the model does not have.
     """
     hardware.enable_compilation_cache()
-    target = disk.local(out, "--out")
+    target = storage.path(out, "--out")
     if target.suffix != ".npz":
         raise UserError(f"--out: {out} must end in .npz")
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
-    files = sorted(name for name in glob.glob(pattern, recursive=True) if pathlib.Path(name).is_file())
+    storage.check_writable(target, "--out")
+    files = sorted(name for name in glob.glob(pattern, recursive=True) if storage.is_file(name))
     if not files:
         raise UserError(f"--images: no file matches {pattern!r}; quote it, so that the shell leaves it alone")
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))
-    encoder = load(pathlib.Path(workdir), mesh, pool=pool, image_size=image_size, resize=resize)
+    encoder = load(storage.path(workdir), mesh, pool=pool, image_size=image_size, resize=resize)
     batch = -(-batch // mesh.size) * mesh.size
     found, used = [], []
     with (
@@ -133,9 +133,9 @@ def embed(
     features = np.concatenate(found)
     content = io.BytesIO()
     np.savez(content, features=features, files=np.array(used))
-    with disk.writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_whole(target, content.getvalue())
+    with storage.writing(target, "--out"):
+        storage.make_folder(target.parent)
+    storage.write_whole(target, content.getvalue(), "--out")
     return features, used
 
 
@@ -148,7 +148,7 @@ class LoadedEncoder:
 
 
 def load(
-    run: pathlib.Path, mesh, *, pool: str | None = None, image_size: int = 0, resize: str | None = None
+    run: storage.Path, mesh, *, pool: str | None = None, image_size: int = 0, resize: str | None = None
 ) -> LoadedEncoder:
     """The encoder of a run's newest checkpoint on a mesh; arguments as for `embed`.
 
@@ -185,7 +185,7 @@ def load(
     return LoadedEncoder(functools.partial(features, unflatten(params)), side)
 
 
-def _model(run: pathlib.Path, mapping: dict, saved: dict, pool: str | None) -> vit.VitConfig:
+def _model(run: storage.Path, mapping: dict, saved: dict, pool: str | None) -> vit.VitConfig:
     """The model's config, with a pooling that the encoder's last norm allows."""
     ends_in_mean = "encoder/fc_norm/scale" in saved
     model = config_lib.resolve(vit.VitConfig, {**mapping, "pool": "mean" if ends_in_mean else "cls"})
@@ -216,7 +216,7 @@ def _batches(files: list[str], side: int, batch: int, skip_unreadable: bool) -> 
 
     def read(name: str) -> np.ndarray | None:
         try:
-            return images_lib.center_crop(pathlib.Path(name).read_bytes(), side)
+            return images_lib.center_crop(storage.read_bytes(name), side)
         except (OSError, Unreadable) as error:
             if not skip_unreadable:
                 raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error

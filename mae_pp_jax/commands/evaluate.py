@@ -1,13 +1,11 @@
 """`evaluate`: measures the newest checkpoint of a run."""
 
 import argparse
-import json
-import pathlib
 
 import jax
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
-from mae_pp_jax.core import checkpoint, disk, hardware, hosts, partition
+from mae_pp_jax.core import checkpoint, hardware, hosts, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
@@ -40,7 +38,7 @@ def run(args, rest: list[str]) -> None:
     with hosts.together(args):
         found = evaluate(args.workdir, names, overrides)
         if hosts.first():
-            print(json.dumps(found, indent=1))
+            print(storage.json_text(found, indent=1))
 
 
 def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, str] | None = None) -> dict:
@@ -50,10 +48,12 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
       UserError: no run there, or no evaluator of that name.
     """
     hardware.enable_compilation_cache()
-    folder = pathlib.Path(workdir)
-    if not (folder / "config.json").is_file():
+    folder = storage.path(workdir)
+    if not storage.is_file(folder / "config.json"):
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
-    config = registry.resolve(disk.read_json(folder / "config.json"), overrides)
+    if hosts.first():
+        storage.check_writable(folder, "--workdir", folder=True)
+    config = registry.resolve(storage.read_json(folder / "config.json"), overrides)
     stage = registry.create(config)
     mesh = partition.make_mesh(config.mesh)
     stage.reader = partition.reader(mesh)
@@ -80,5 +80,5 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
             values = evaluator.run(params, mesh)
             found |= {name: value for name, value in values.items() if isinstance(value, float | int)}
     if hosts.first():
-        disk.write_json(folder / f"evaluation_{step}.json", found)
+        storage.write_json(folder / f"evaluation_{step}.json", found)
     return found

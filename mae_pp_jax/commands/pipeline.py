@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import pathlib
 import time
 
 import jax
@@ -11,7 +10,7 @@ import jax
 from mae_pp_jax import reporting
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import disk, hardware, hosts, loop
+from mae_pp_jax.core import hardware, hosts, lease, loop, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 from mae_pp_jax.workers import pipeline_pool
@@ -59,7 +58,7 @@ def run(args, rest: list[str]) -> None:
 
 def pipeline(
     config: str, workdir: str | os.PathLike, overrides: dict[str, str] | None = None, *, workers: int | None = None
-) -> pathlib.Path:
+) -> storage.Path:
     """Runs all stages and returns the path of the report.
 
     Args:
@@ -75,8 +74,8 @@ def pipeline(
     """
     hardware.enable_compilation_cache()
     plan = config_lib.load_file(config)
-    folder = disk.local(workdir)
-    here = pathlib.Path(config.partition(".py:")[0]).parent
+    folder = storage.path(workdir)
+    here = storage.path(config.partition(".py:")[0], "--config").parent
     stages = _resolve(plan, folder, here, overrides or {})
     written = dict(
         name=folder.name,
@@ -92,19 +91,20 @@ def pipeline(
     if workers > 1 and hosts.count() > 1:
         raise UserError(f"--workers: {workers} side by side are for one process; leave it out on many")
     if hosts.first():
-        with disk.writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        disk.write_json(folder / "pipeline.json", written)
-    began = time.monotonic()
-    configs = {name: resolved for name, (_, resolved) in stages.items()}
-    if workers > 1:
-        pipeline_pool.train_all(configs, folder, workers)
-    else:
-        for index, (name, resolved) in enumerate(configs.items(), 1):
-            log.info("[%d/%d] %s", index, len(configs), name)
-            loop.run(registry.create(resolved), folder / name)
-    log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
-    html = pathlib.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
+        storage.check_writable(folder, "--workdir", folder=True)
+    with lease.hold(folder):
+        if hosts.first():
+            storage.write_json(folder / "pipeline.json", written)
+        began = time.monotonic()
+        configs = {name: resolved for name, (_, resolved) in stages.items()}
+        if workers > 1:
+            pipeline_pool.train_all(configs, folder, workers)
+        else:
+            for index, (name, resolved) in enumerate(configs.items(), 1):
+                log.info("[%d/%d] %s", index, len(configs), name)
+                loop.run(registry.create(resolved), folder / name)
+        log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
+        html = storage.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
     log.info("report: %s", html)
     return html
 
@@ -117,7 +117,7 @@ def _default_workers() -> int:
     return min(MOST_WORKERS, cores)
 
 
-def _resolve(plan: dict, folder: pathlib.Path, here: pathlib.Path, overrides: dict[str, str]) -> dict:
+def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: dict[str, str]) -> dict:
     """Stage name → (entry, resolved config)."""
     stages: dict = {}
     given: dict[str, dict[str, str]] = {}

@@ -1,11 +1,10 @@
 """`plan`: compiles a stage's train step for a slice of chips that is not at hand, and says what it needs there."""
 
 import argparse
-import pathlib
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.planning import candidates, report, slices
 from mae_pp_jax.planning import search as search_lib
@@ -76,10 +75,11 @@ def plan(config: str, topology: str, overrides: dict[str, str] | None = None, *,
       RunStopped: the compiler died.
     """
     chosen = slices.parse(topology)
+    _check_outputs(json_file)
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     found = compilation.answer(config_lib.to_dict(resolved), chosen)
     if json_file:
-        disk.write_json(pathlib.Path(json_file), found)
+        storage.write_json(json_file, found, "--json")
     return found
 
 
@@ -114,15 +114,23 @@ def search(
         raise UserError(f"--search: {topology} has no cycle estimates to compare; name a slice of TPUs such as v5e:8x8")
     if jobs < 1:
         raise UserError(f"--jobs: must be at least 1, got {jobs}")
+    _check_outputs(json_file, search_file)
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     mapping = config_lib.to_dict(resolved)
     policies = config_lib.choices(type(resolved), "model.remat")
     outline = compilation.answer(mapping, chosen, "outline")
     space = candidates.space(chosen, outline, policies, max(1, resolved.mesh.tensor))
     search_lib.check(chosen, space, resolved.global_batch)
-    journal = search_lib.Journal(pathlib.Path(search_file) if search_file else None, mapping, chosen)
+    journal = search_lib.Journal(storage.path(search_file, "--search-file") if search_file else None, mapping, chosen)
     done = search_lib.search(mapping, chosen, space, journal, jobs, compilation.Compilation)
     best = space.best(done)
     if json_file and best is not None:
-        disk.write_json(pathlib.Path(json_file), {**done[best], "overrides": best.overrides()})
+        storage.write_json(json_file, {**done[best], "overrides": best.overrides()}, "--json")
     return search_lib.lines(space, done, journal)
+
+
+def _check_outputs(json_file: str | None, search_file: str | None = None) -> None:
+    """Raises `UserError` where a file cannot be written, before minutes of compiling."""
+    for file, key in ((json_file, "--json"), (search_file, "--search-file")):
+        if file:
+            storage.check_writable(storage.path(file, key), key)

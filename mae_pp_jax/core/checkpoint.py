@@ -6,17 +6,14 @@ size and CRC-32 of every file are noted in `STEP/digest.json`, as array storage 
 """
 
 import contextlib
-import json
 import logging
-import pathlib
-import shutil
 import zlib
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
-from mae_pp_jax.core import disk, hosts
+from mae_pp_jax.core import hosts, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.core.state import TrainState
@@ -29,29 +26,33 @@ CHECKSUM_LIMIT_BYTES = 4 << 30
 SPACE_FOR_INDEXES = 1 << 20  # what a checkpoint takes on disk besides its arrays
 
 
-def steps(folder: pathlib.Path) -> list[int]:
+def steps(folder: storage.Path) -> list[int]:
     """Steps of the complete checkpoints in a folder, ascending."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+    return sorted(int(name) for name in storage.names(folder) if name.isdigit() and storage.is_dir(folder / name))
 
 
 class Checkpoints:
     """The checkpoints of one run; the newest `keep` stay."""
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(self, folder: storage.Path, keep: int, still_owned: Callable[[], None]):
         """Removes what a run that was killed while saving left half-written.
+
+        Args:
+          folder: of the checkpoints.
+          keep: how many stay.
+          still_owned: raises `RunStopped` when another process has taken the run's folder over.
 
         Raises:
           UserError: the folder cannot be written.
         """
         self.folder = folder
+        self._still_owned = still_owned
         self._saving: int | None = None
         for half in _half_written(folder) if hosts.first() else ():
             log.warning("checkpoint %s is not complete, its run ended while writing it: removed", half)
-        with disk.writing(folder):
+        with storage.writing(folder):
             self._manager = ocp.CheckpointManager(
-                folder.absolute(),
+                storage.absolute(folder),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
                     cleanup_tmp_directories=True,
@@ -66,7 +67,9 @@ class Checkpoints:
 
         Raises:
           UserError: the disk is full or cannot be written (also for the write before this one).
+          RunStopped: the folder belongs to another process by now.
         """
+        self._still_owned()
         self.wait()
         self._check_space(state)
         self._saving = step
@@ -92,7 +95,7 @@ class Checkpoints:
         if not hosts.first():
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPACE_FOR_INDEXES
-        free = shutil.disk_usage(self.folder).free
+        free = storage.free_space(self.folder)
         if free < needed:
             raise UserError(
                 f"--workdir: no space left for a checkpoint in {self.folder}: it needs {needed:,} bytes, {free:,} are "
@@ -103,12 +106,13 @@ class Checkpoints:
     def _all_or_nothing(self):
         """What a save that failed has written so far is removed."""
         try:
-            with disk.writing(self.folder):
+            with storage.writing(self.folder):
                 yield
         except Exception:
             if hosts.first():
+                self._still_owned()
                 for half in _half_written(self.folder):
-                    shutil.rmtree(half, ignore_errors=True)
+                    storage.remove(half)
             raise
 
     def _note_digest(self) -> None:
@@ -167,10 +171,10 @@ class Checkpoints:
         if hosts.first():
             aside = self.folder.parent / "damaged_checkpoints"
             for step in damaged:
-                shutil.rmtree(aside / str(step), ignore_errors=True)
-                with disk.writing(aside):
-                    aside.mkdir(exist_ok=True)
-                    shutil.move(self.folder / str(step), aside / str(step))
+                storage.remove(aside / str(step))
+                with storage.writing(aside):
+                    storage.make_folder(aside)
+                    storage.move(self.folder / str(step), aside / str(step))
         hosts.barrier()
         self._manager.reload()
 
@@ -179,7 +183,7 @@ class Checkpoints:
             self._manager.close()
 
 
-def find(run: pathlib.Path, step: str = "last", field: str = "config.init_from") -> int:
+def find(run: storage.Path, step: str = "last", field: str = "config.init_from") -> int:
     """The step of a run's checkpoint to read weights from.
 
     Args:
@@ -206,29 +210,29 @@ def find(run: pathlib.Path, step: str = "last", field: str = "config.init_from")
     raise UserError(f"{field}: {run} has no undamaged checkpoint among {', '.join(map(str, found))}; give another run")
 
 
-def meta(run: pathlib.Path, step: int) -> dict:
+def meta(run: storage.Path, step: int) -> dict:
     """The JSON part of a checkpoint: config, lineage, code revision, dataset."""
-    return hosts.from_first(lambda: json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text()))
+    return hosts.from_first(lambda: storage.read_json(run / "checkpoints" / str(step) / "meta" / "metadata"))
 
 
-def imported_from(run: pathlib.Path, step: int) -> dict:
+def imported_from(run: storage.Path, step: int) -> dict:
     """The lineage record of imported weights as they came (file, format …), or {} for a run that was trained."""
     lineage = meta(run, step)["lineage"]
     return lineage[0] if len(lineage) == 1 and "format" in lineage[0] else {}
 
 
-def shapes(run: pathlib.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def shapes(run: storage.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Item ("params", perhaps "ema") → path → shape and dtype, without reading arrays."""
-    folder = (run / "checkpoints" / str(step)).absolute()
+    folder = storage.absolute(run / "checkpoints" / str(step))
     out, reader = {}, ocp.PyTreeCheckpointHandler()
     for item in ("params", "ema"):
-        if (folder / item).is_dir():
-            tree = reader.metadata(epath.Path(folder / item)).tree
+        if storage.is_dir(folder / item):
+            tree = reader.metadata(folder / item).tree
             out[item] = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in flatten(tree).items()}
     return out
 
 
-def read(run: pathlib.Path, step: int, item: str, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read(run: storage.Path, step: int, item: str, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads some leaves of an item, each straight into the sharding of its ShapeDtypeStruct.
 
     Args:
@@ -237,7 +241,7 @@ def read(run: pathlib.Path, step: int, item: str, wanted: dict[str, jax.ShapeDty
       item: "params" or "ema".
       wanted: path → ShapeDtypeStruct with sharding; other leaves are not read.
     """
-    folder = (run / "checkpoints" / str(step) / item).absolute()
+    folder = storage.absolute(run / "checkpoints" / str(step) / item)
     tree = unflatten(wanted)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
@@ -273,43 +277,39 @@ def _named(tree) -> dict:
     return unflatten({_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
 
 
-def _half_written(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
+def _half_written(folder: storage.Path) -> list[storage.Path]:
+    return [folder / name for name in storage.names(folder) if ".orbax-checkpoint-tmp" in name]
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of all items; what stands beside them is orbax's own note of when it wrote, which it still changes."""
-    return sorted(p for p in folder.glob("*/**/*") if p.is_file())
-
-
-def _crc(path: pathlib.Path) -> int:
+def _crc(path: storage.Path) -> int:
     value = 0
-    with path.open("rb") as file:
+    with storage.reading(path) as file:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return value
 
 
-def write_digest(folder: pathlib.Path) -> None:
+def write_digest(folder: storage.Path) -> None:
     """Notes size and CRC-32 of every file of a complete checkpoint in its `digest.json`."""
-    files = {str(p.relative_to(folder)): p for p in _files(folder)}
-    small = sum(p.stat().st_size for p in files.values()) <= CHECKSUM_LIMIT_BYTES
-    digest = {name: [p.stat().st_size, _crc(p) if small else None] for name, p in files.items()}
-    (folder / DIGEST).write_text(json.dumps(digest))
+    # The files of all items; what stands beside them is orbax's own note of when it wrote, which it still changes.
+    sizes = {name: storage.size(folder / name) for name in storage.files(folder) if "/" in name}
+    small = sum(sizes.values()) <= CHECKSUM_LIMIT_BYTES
+    digest = {name: [size, _crc(folder / name) if small else None] for name, size in sizes.items()}
+    storage.write_json(folder / DIGEST, digest)
 
 
-def _damage(folder: pathlib.Path) -> str | None:
+def _damage(folder: storage.Path) -> str | None:
     """What is wrong with a checkpoint's files against their digest, or None."""
     try:
-        digest = json.loads((folder / DIGEST).read_bytes())
-    except (OSError, ValueError):
+        digest = storage.read_json(folder / DIGEST)
+    except (OSError, UserError):
         return f"{DIGEST} is not readable"
     for name, (size, crc) in digest.items():
         path = folder / name
-        if not path.is_file():
+        if not storage.is_file(path):
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if storage.size(path) != size:
+            return f"{name} has {storage.size(path)} bytes instead of {size}"
         if crc is not None and _crc(path) != crc:
             return f"{name} has changed since it was written"
     return None

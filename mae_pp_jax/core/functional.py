@@ -65,9 +65,7 @@ def stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rn
     return nnx.merge(graph, jax.lax.map(lambda key: nnx.state(make_block(nnx.Rngs(params=key))), keys))
 
 
-def scan(
-    blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none", saved: Sequence[str] = ()
-) -> jax.Array:
+def scan(blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none", saved: Sequence[str] = ()) -> jax.Array:
     """Runs stacked blocks one after another under `jax.lax.scan`, so that compile time does not grow with depth.
 
     Args:

@@ -5,7 +5,6 @@ moved leaf of another shape is resized. Nothing is matched by accident and nothi
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import checkpoint
+from mae_pp_jax.core import checkpoint, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 
@@ -147,7 +146,7 @@ def transfer(rules: Handoff | Mapping[str, Handoff], init_from, params) -> tuple
         scope = {path: leaf for path, leaf in target.items() if re.fullmatch(own.scope, path)}
         if twice := reached & set(scope):
             raise ValueError(f"two parts of the handoff answer for {min(twice)}; give them scopes that do not overlap")
-        filled, records[part], account = _transfer(own, pathlib.Path(source.run), source.step, scope, part)
+        filled, records[part], account = _transfer(own, source, scope, part)
         target |= filled
         reached |= set(scope)
         accounts.append(account)
@@ -156,19 +155,19 @@ def transfer(rules: Handoff | Mapping[str, Handoff], init_from, params) -> tuple
     return unflatten(target), records, "\n".join(accounts)
 
 
-def _transfer(rules: Handoff, run: pathlib.Path, step: str, target: dict, part: str) -> tuple[dict, dict, str]:
-    """Fills the leaves `target` (by path) from one run; the others as `transfer`.
+def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, dict, str]:
+    """Fills the leaves `target` (by path) from one source; the others as `transfer`.
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
     """
     field = f"config.init_from.{part}" if part else "config.init_from"
-    at = checkpoint.find(run, step, field)
+    run = storage.path(source.run, f"{field}.run")
+    at = checkpoint.find(run, source.step, field)
     meta = checkpoint.meta(run, at)
     stage = meta["config"]["stage"]
     if stage not in rules.stages:
         raise UserError(
-            f"{field}.run: {run} is a run of stage '{stage}'; "
-            f"this stage starts from {' or '.join(rules.stages)}"
+            f"{field}.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
         )
     items = checkpoint.shapes(run, at)
     item = "ema" if "ema" in items else "params"

@@ -48,6 +48,7 @@ _FLAGS = {  # flag → environment variable
 _LOST = ("gloo", "nccl", "connection reset", "connection closed", "socket closed", "coordination service", "heartbeat")
 
 _rounds = itertools.count()  # every process asks and tells in the same order
+_last_acts: list[Callable[[], None]] = []  # of this process, where another one ends it
 _ending = threading.Lock()  # taken once, by the thread that ends this process
 
 
@@ -249,6 +250,15 @@ def check_same(field: str, value: Any, mend: str) -> None:
         raise UserError(f"{field}: process {jax.process_index()} has another one than process 0; {mend}")
 
 
+def everyone(value: Any) -> list:
+    """The JSON values that all processes give, in the order of the processes, on every process."""
+    if count() == 1:
+        return [value]
+    key = f"mae_pp_jax/said/{next(_rounds)}"
+    _client().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    return [json.loads(_client().blocking_key_value_get(f"{key}/{i}", WAIT_SECONDS * 1000)) for i in range(count())]
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if count() > 1:
@@ -322,6 +332,16 @@ class Preemption:
         return multihost_utils.reached_preemption_sync_point(next(self._calls))
 
 
+@contextlib.contextmanager
+def before_end(act: Callable[[], None]) -> Iterator[None]:
+    """Has `act` called where the failure of another process ends this one in the block: no `finally` runs then."""
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
+
+
 def tell(_, error: BaseException | None, __) -> None:
     """Lets all processes know at once why this one fails; for `ExitStack.push`, ahead of cleaning up.
 
@@ -382,6 +402,9 @@ def _end(code: int, said: str) -> NoReturn:
         _client().wait_at_barrier("mae_pp_jax/left", LEAVE_SECONDS * 1000)
     if first():
         time.sleep(1)  # the others are gone before the service is
+    for act in reversed(_last_acts):
+        with contextlib.suppress(Exception):
+            act()
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()

@@ -14,7 +14,18 @@ import clu.parameter_overview
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, lineage, metrics, partition, run_folder
+from mae_pp_jax.core import (
+    checkpoint,
+    handoff,
+    hardware,
+    hosts,
+    lease,
+    lineage,
+    metrics,
+    partition,
+    run_folder,
+    storage,
+)
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
@@ -61,6 +72,8 @@ def run(stage: Stage, workdir: str) -> dict:
     if (result := folder.result()) is not None:
         log.info("%s is finished; result.json holds its result", workdir)
         return result
+    if hosts.first():
+        storage.check_writable(folder.path, "--workdir", folder=True)
     mesh = partition.make_mesh(stage.config.mesh)
     stage.reader = partition.reader(mesh)
     with hosts.first_goes_first():  # a dataset that is not there yet is prepared once
@@ -68,11 +81,15 @@ def run(stage: Stage, workdir: str) -> dict:
         dataset = stage.dataset  # opens all splits: a missing one is told before anything is written
     hosts.check_same("config.data.name", dataset, "give all processes the same data")
     with contextlib.ExitStack() as cleanup:
+        still_owned = cleanup.enter_context(lease.hold(folder.path))
+        folder.look()  # again: another process may have had it meanwhile
+        if (result := folder.result()) is not None:
+            return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
         state, sources, account = (None, {}, "") if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
-        saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep)
+        saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
         meta = dict(
             config=config_lib.to_dict(stage.config),
@@ -214,8 +231,12 @@ class _Training:
             params_sha256=run_folder.params_sha256(params),
         )
         self.folder.write_result(result)
-        log.info("finished %s: %s", self.folder.path, " ".join(f"{n} {v:.4g}" for n, v in result["metrics"].items()))
+        log.info("finished %s: %s", self.folder.path, _shown(result["metrics"]))
         return result
+
+
+def _shown(values: dict[str, float | None]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:

@@ -5,14 +5,13 @@ import contextlib
 import json
 import logging
 import os
-import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
 import tqdm
 
-from mae_pp_jax.core import console, disk, hosts
+from mae_pp_jax.core import console, hosts, storage
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Rows:
     A row holds nothing that depends on the clock, so that a resumed run leaves the same bytes as an uninterrupted one.
     """
 
-    def __init__(self, path: pathlib.Path, resume_step: int):
+    def __init__(self, path: storage.Path, resume_step: int):
         """Opens the file and drops what a killed run wrote after the checkpoint it resumes from."""
         self._path = path
         self._file = None
@@ -47,38 +46,41 @@ class Rows:
         kept = (
             [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step] if resume_step else []
         )
-        disk.write_whole(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        storage.write_whole(path, "".join(kept))
+        self._file = storage.appending(path)
 
     def write(self, step: int, examples_seen: int, values: dict[str, float]) -> None:
         if self._file:
-            with disk.writing(self._path):
-                self._file.write(json.dumps({"step": step, "examples_seen": examples_seen, **values}) + "\n")
+            row = storage.finite({"step": step, "examples_seen": examples_seen, **values})
+            if absent := [name for name, value in row.items() if value is None]:
+                log.info("step %d: %s: not a finite number, null in %s", step, ", ".join(absent), self._path.name)
+            with storage.writing(self._path):
+                self._file.write(storage.json_text(row) + "\n")
                 self._file.flush()
 
-    def last(self) -> dict[str, float]:
-        """The newest value of every name on file."""
-        newest: dict[str, float] = {}
+    def last(self) -> dict[str, float | None]:
+        """The newest value of every name on file; None for one that is not a finite number."""
+        newest: dict[str, float | None] = {}
         for line in _complete_lines(self._path):
             newest.update(json.loads(line))
         return {name: value for name, value in newest.items() if "/" in name}
 
     def close(self) -> None:
         if self._file:
-            with disk.writing(self._path):
+            with storage.writing(self._path):
                 self._file.close()
 
 
-def _complete_lines(path: pathlib.Path) -> list[str]:
-    if not path.is_file():
+def _complete_lines(path: storage.Path) -> list[str]:
+    if not storage.is_file(path):
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in storage.read_text(path).splitlines(keepends=True) if line.endswith("\n")]
 
 
 class TensorBoard:
     """TensorBoard files through clu's writer, on a thread of its own: importing it takes seconds, training goes on."""
 
-    def __init__(self, folder: pathlib.Path, enabled: bool):
+    def __init__(self, folder: storage.Path, enabled: bool):
         self._folder = folder
         self._writer = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1) if enabled and hosts.first() else None
@@ -110,7 +112,7 @@ class TensorBoard:
         if self._thread:
             self._submit(lambda: self._open().flush())
             self._thread.shutdown()
-            with disk.writing(self._folder):
+            with storage.writing(self._folder):
                 for job in self._jobs:
                     job.result()
 

@@ -180,7 +180,10 @@ def parameter_spec(axes: Axes, shape: tuple[int, ...], rules: str, mesh: Mesh) -
     """
     split = TABLES[rules]
     return PartitionSpec(
-        *(axis if axis in split and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True))
+        *(
+            axis if axis in split and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import console, disk
+from mae_pp_jax.core import console, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import decode, images
 
@@ -65,7 +65,7 @@ class OnDisk:
     def __init__(self, source, cache: str):
         folder = made_once("pixels", source.fingerprint, cache, lambda half: _write(source, half))
         path, records = folder / _PIXELS, folder / _RECORDS
-        self._records = disk.read_json(records) if records.is_file() else []
+        self._records = storage.read_json(records) if records.is_file() else []
         stored = path.stat().st_size if path.is_file() else -1
         if stored != sum(_length(*row[1:3]) for row in self._records) or len(self._records) != len(source):
             raise UserError(f"data.cache: {folder} is damaged; remove it, and the next run writes it again")
@@ -119,9 +119,9 @@ def made_once(kind: str, fingerprint: str, cache: str, make: Callable[[pathlib.P
     folder = root / fingerprint
     if folder.is_dir():
         return folder
-    with disk.writing(folder, "data.cache_dir"), contextlib.ExitStack() as held:
+    with storage.writing(folder, "data.cache_dir"), contextlib.ExitStack() as held:
         root.mkdir(parents=True, exist_ok=True)
-        held.enter_context(disk.lock(root / f".{fingerprint}.lock", f"the {kind} of this dataset"))
+        held.enter_context(storage.lock(root / f".{fingerprint}.lock", f"the {kind} of this dataset"))
         if not folder.is_dir():
             for stale in root.glob(f"incomplete.{fingerprint}.*"):  # of a process that was killed
                 shutil.rmtree(stale, ignore_errors=True)

@@ -1,11 +1,10 @@
 """The report on a vocabulary: what it covers, what was merged and dropped, and the curve from head to tail."""
 
 import io
-import pathlib
 
 import numpy as np
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.data.vocabulary import Counts, Vocabulary
 
 _SHOWN = 20  # lines of a list
@@ -69,7 +68,7 @@ def summary(report: dict) -> str:
     )
 
 
-def write(report: dict, vocabulary: Vocabulary, path: pathlib.Path) -> None:
+def write(report: dict, vocabulary: Vocabulary, path: storage.Path) -> None:
     """Writes the report beside the vocabulary: `.md` and its picture `.png`."""
     picture = path.with_suffix(".png")
     head = [f"| {c.name} | {c.synset or ''} | {c.count:,} |" for c in vocabulary.classes[:_SHOWN]]
@@ -85,8 +84,8 @@ def write(report: dict, vocabulary: Vocabulary, path: pathlib.Path) -> None:
     lines += ["", "## Classes an image", "", "| classes | images |", "|---|---|"]
     lines += [f"| {n} | {images:,} |" for n, images in report["per_image"].items()]
     lines += ["", "## Rules", "", *(f"- {name}: {_short(value)}" for name, value in vocabulary.rules.items())]
-    disk.write_whole(path.with_suffix(".md"), "\n".join(lines) + "\n")
-    disk.write_whole(picture, _picture(report))
+    storage.write_whole(path.with_suffix(".md"), "\n".join(lines) + "\n", "--to")
+    storage.write_whole(picture, _picture(report), "--to")
 
 
 def _short(value) -> str:

@@ -19,7 +19,7 @@ from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data.builders import BUILDERS
 
@@ -265,7 +265,7 @@ def _lock(builder) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with _as_user_error(f"cannot write to {folder}"):
             os.makedirs(folder, exist_ok=True)
-            held.enter_context(disk.lock(pathlib.Path(folder, f".{builder.name}.lock"), builder.name))
+            held.enter_context(storage.lock(pathlib.Path(folder, f".{builder.name}.lock"), builder.name))
         yield
 
 

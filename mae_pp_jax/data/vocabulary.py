@@ -10,12 +10,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import wordnet
 
@@ -99,10 +98,10 @@ class Vocabulary:
         found = {i for tag in tags if (i := self.id(tag)) is not None}
         return np.array(sorted(found), np.int32)
 
-    def save(self, path: pathlib.Path) -> None:
+    def save(self, path: storage.Path) -> None:
         """Writes the vocabulary as JSON, whole or not at all; the same vocabulary gives the same bytes."""
         content = dict(format=FORMAT, dataset=self.dataset, rules=self.rules)
-        disk.write_json(path, content | {"classes": [dataclasses.asdict(c) for c in self.classes]})
+        storage.write_json(path, content | {"classes": [dataclasses.asdict(c) for c in self.classes]}, "--to")
 
     @classmethod
     def load(cls, path: str) -> "Vocabulary":
@@ -112,7 +111,7 @@ class Vocabulary:
           UserError: no such file, or not a vocabulary.
         """
         try:
-            content = json.loads(pathlib.Path(path).expanduser().read_bytes())
+            content = json.loads(storage.read_bytes(storage.path(path, "data.vocabulary").expanduser()))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, not {FORMAT}")
             return cls([TagClass(**c) for c in content["classes"]], content["rules"], content["dataset"])

@@ -14,7 +14,7 @@ import urllib.request
 
 import tqdm
 
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.interop.importing import bar
 
@@ -69,14 +69,14 @@ def fetch(url: str, *, sha256: str = "", md5_prefix: str = "") -> pathlib.Path:
     name = re.sub(r"[^A-Za-z0-9._-]", "_", pathlib.PurePosixPath(parts.path).name).lstrip(".") or "weights"
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
     target, note = folder / name, folder / (name + ".json")
-    with disk.writing(folder):
+    with storage.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not (target.is_file() and note.is_file()):
             _download(url, folder / (name + ".part"), folder / (name + ".part.json"))
             os.replace(folder / (name + ".part"), target)
             (folder / (name + ".part.json")).unlink(missing_ok=True)
-        found = _verify(url, target, disk.read_json(note) if note.is_file() else {}, sha256, md5_prefix)
-        disk.write_json(note, found)
+        found = _verify(url, target, storage.read_json(note) if note.is_file() else {}, sha256, md5_prefix)
+        storage.write_json(note, found)
     return target
 
 
@@ -106,7 +106,7 @@ def _verify(url: str, file: pathlib.Path, note: dict, sha256: str, md5_prefix: s
 
 def _download(url: str, part: pathlib.Path, note: pathlib.Path) -> None:
     """Completes `part`; `note` remembers which version of the file it is a part of."""
-    state = disk.read_json(note) if note.is_file() and part.is_file() else {}
+    state = storage.read_json(note) if note.is_file() and part.is_file() else {}
     if not state:
         part.unlink(missing_ok=True)
     failures, problem = 0, ""

@@ -1,16 +1,12 @@
 """The weights of a run as a file that the original code loads strictly; the tables of the way in serve the way out."""
 
 import dataclasses
-import json
 import math
-import os
-import pathlib
-import shutil
 from collections.abc import Mapping
 
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, disk
+from mae_pp_jax.core import checkpoint, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.interop import matching, safetensors_file, stream, tables, torch_file
@@ -42,7 +38,7 @@ class Export:
         return "\n".join([*lines, *(f"  {path} left: {self.format.name} has no place for it" for path in self.left)])
 
 
-def plan(run: pathlib.Path, step: str, name: str, dtype: str) -> Export:
+def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
     """Finds the key and shape of every parameter of a run in a format.
 
     Args:
@@ -79,7 +75,7 @@ def plan(run: pathlib.Path, step: str, name: str, dtype: str) -> Export:
     return Export(format, tensors, tuple(path for path in shapes if path not in written), config)
 
 
-def _choose(run: pathlib.Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Format:
+def _choose(run: storage.Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Format:
     """The table of a format that holds the most of a run and nothing else, and all of its encoder."""
     best = None
     for candidate in (f for f in tables.FORMATS if f.name == name):
@@ -118,7 +114,7 @@ def _tensor(run, step: int, item: str, place: matching.Place, shape: tuple[int, 
     return Tensor(shape, dtype, read)
 
 
-def check_target(to: pathlib.Path, name: str) -> None:
+def check_target(to: storage.Path, name: str) -> None:
     """Raises `UserError` unless the format is one that is written and the target has a name of it, and is free."""
     if name not in tables.WRITTEN:
         raise UserError(f"--to-format: {name!r} is not one of {', '.join(tables.WRITTEN)}")
@@ -127,11 +123,12 @@ def check_target(to: pathlib.Path, name: str) -> None:
         raise UserError(f"--to: {to} names a file; huggingface is a folder with model.safetensors and config.json")
     if name != "huggingface" and to.suffix not in suffixes:
         raise UserError(f"--to: {to} must end in {' or '.join(suffixes)} for --to-format={name}")
-    if to.exists():
+    if storage.exists(to):
         raise UserError(f"--to: {to} exists already; give a new {'folder' if name == 'huggingface' else 'file'}")
+    storage.check_writable(to, "--to", folder=name == "huggingface")
 
 
-def write(to: pathlib.Path, export: Export) -> None:
+def write(to: storage.Path, export: Export) -> None:
     """Writes the file, or for huggingface the folder; it appears whole or not at all.
 
     Raises:
@@ -140,30 +137,23 @@ def write(to: pathlib.Path, export: Export) -> None:
     name = export.format.name
     check_target(to, name)
     half = to.with_name(f".{to.name}.converting")
-    _remove(half)  # of a conversion that was killed
+    storage.remove(half)  # of a conversion that was killed
     try:
-        with disk.writing(to), bar("writing", sum(t.nbytes for t in export.tensors.values())) as progress:
-            to.parent.mkdir(parents=True, exist_ok=True)
+        with storage.writing(to, "--to"), bar("writing", sum(t.nbytes for t in export.tensors.values())) as progress:
+            storage.make_folder(to.parent)
             if name == "huggingface":
-                half.mkdir()
+                storage.make_folder(half)
                 safetensors_file.write(half / "model.safetensors", export.tensors, progress.update)
                 for file, content in _huggingface_settings(export).items():
-                    disk.write_whole(half / file, json.dumps(content, indent=2) + "\n")
+                    storage.write_json(half / file, content)
             elif to.suffix == ".safetensors":
                 safetensors_file.write(half, export.tensors, progress.update)
             else:
                 torch_file.write(half, export.tensors, "model" if name == "mae" else None, progress.update)
-            os.rename(half, to)
+            storage.move(half, to)
     except BaseException:
-        _remove(half)
+        storage.remove(half)
         raise
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _huggingface_settings(export: Export) -> dict[str, dict]:

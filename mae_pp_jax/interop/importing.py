@@ -3,15 +3,12 @@
 import collections
 import contextlib
 import dataclasses
-import os
-import pathlib
-import shutil
 from collections.abc import Mapping
 
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import console, disk, run_folder
+from mae_pp_jax.core import console, run_folder, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.interop import matching, stream
 from mae_pp_jax.interop.files import WeightFile
@@ -131,7 +128,7 @@ def plan(file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], 
     return Import(file, match, places, shapes, resize)
 
 
-def write_run(to: pathlib.Path, todo: Import, config: dict, source: dict) -> dict:
+def write_run(to: storage.Path, todo: Import, config: dict, source: dict) -> dict:
     """Writes the run's folder: `config.json`, `checkpoints/0` and `result.json`. All of it appears at once, or nothing.
 
     Args:
@@ -149,32 +146,31 @@ def write_run(to: pathlib.Path, todo: Import, config: dict, source: dict) -> dic
     check_target(to)
     needed = 4 * sum(int(np.prod(shape)) for shape in todo.shapes.values())
     half = to.with_name(f".{to.name}.converting")
-    shutil.rmtree(half, ignore_errors=True)  # of a conversion that was killed
+    storage.remove(half)  # of a conversion that was killed
     try:
-        with disk.writing(to):
-            half.mkdir(parents=True)
-            free = shutil.disk_usage(half).free
+        with storage.writing(to, "--to"):
+            storage.make_folder(half)
+            free = storage.free_space(half)
             if free < needed:
                 raise UserError(f"--to: no space left at {to}: {needed:,} bytes are needed, {free:,} are free")
             result = _fill(half, todo, config, source)
-            if to.is_dir():
-                to.rmdir()
-            os.rename(half, to)
+            storage.move(half, to)
     except BaseException:
-        shutil.rmtree(half, ignore_errors=True)
+        storage.remove(half)
         raise
     return result
 
 
-def check_target(to: pathlib.Path) -> None:
-    """Raises `UserError` unless a new run may be written there."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+def check_target(to: storage.Path) -> None:
+    """Raises `UserError` unless a new run can be written there."""
+    if storage.exists(to) and (storage.is_file(to) or storage.names(to)):
         raise UserError(f"--to: {to} exists already; give a new folder")
+    storage.check_writable(to, "--to", folder=True)
 
 
-def _fill(folder: pathlib.Path, todo: Import, config: dict, source: dict) -> dict:
+def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dict:
     file = todo.file
-    with bar("reading for SHA-256", sum(part.stat().st_size for part in file.parts)) as progress:
+    with bar("reading for SHA-256", sum(storage.size(part) for part in file.parts)) as progress:
         digest = file.sha256(progress.update)
     dtypes = {str(file.tensors[key].dtype) for key in todo.places}
     lineage = dict(
@@ -190,8 +186,8 @@ def _fill(folder: pathlib.Path, todo: Import, config: dict, source: dict) -> dic
     )
     with bar("converting", sum(file.tensors[key].nbytes for key in todo.places)) as progress:
         stream.write_checkpoint(folder / "checkpoints" / "0", todo.parameters(progress.update), meta)
-    disk.write_json(folder / "config.json", config)
-    disk.write_whole(folder / "log.txt", todo.report() + "\n")
+    storage.write_json(folder / "config.json", config)
+    storage.write_whole(folder / "log.txt", todo.report() + "\n")
     result = dict(
         stage=config["stage"],
         step=0,
@@ -201,7 +197,7 @@ def _fill(folder: pathlib.Path, todo: Import, config: dict, source: dict) -> dic
         lineage=[lineage],
         revision=meta["revision"],
     )
-    disk.write_json(folder / "result.json", result)
+    storage.write_json(folder / "result.json", result)
     return result
 
 

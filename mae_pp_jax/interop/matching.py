@@ -3,13 +3,13 @@
 import dataclasses
 import difflib
 import math
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.storage import Path
 from mae_pp_jax.interop import tables
 from mae_pp_jax.interop.tables import Format, Row
 from mae_pp_jax.interop.tensors import Tensor, refuse
@@ -38,7 +38,7 @@ class Match:
     left: Mapping[str, str]
 
 
-def match(path: pathlib.Path, tensors: Mapping[str, Tensor], name: str, *, wrapped: bool, encoder_only: bool) -> Match:
+def match(path: Path, tensors: Mapping[str, Tensor], name: str, *, wrapped: bool, encoder_only: bool) -> Match:
     """Finds the format of a state dict and checks every key and shape against its table.
 
     Args:

@@ -1,18 +1,18 @@
 """NumPy archives (.npz), big_vision's files: headers first, arrays one by one, objects never."""
 
-import pathlib
 import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.interop.tensors import BFLOAT16, Tensor, refuse
 
 EXPANSION_LIMIT = 1000  # a compressed entry of more than 1 MiB that grows beyond this is a bomb
 
 
-def load(path: pathlib.Path) -> dict[str, Tensor]:
+def load(path: storage.Path) -> dict[str, Tensor]:
     """Name → tensor.
 
     Raises:
@@ -20,7 +20,7 @@ def load(path: pathlib.Path) -> dict[str, Tensor]:
     """
     found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with storage.reading(path) as whole, zipfile.ZipFile(whole) as archive:
             for entry in archive.infolist():
                 name = entry.filename.removesuffix(".npy")
                 with archive.open(entry) as file:
@@ -53,9 +53,9 @@ def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _reader(path: pathlib.Path, entry: str, stored: np.dtype, dtype: np.dtype) -> Callable[[], np.ndarray]:
+def _reader(path: storage.Path, entry: str, stored: np.dtype, dtype: np.dtype) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        with zipfile.ZipFile(path) as archive, archive.open(entry) as file:
+        with storage.reading(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(entry) as file:
             values = np.lib.format.read_array(file, allow_pickle=False)
         return values.view(dtype) if stored != dtype else values
 

@@ -1,13 +1,13 @@
 """safetensors files: read through the library, written a tensor at a time (the library needs all of them at once)."""
 
 import json
-import pathlib
 import struct
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.interop.tensors import BFLOAT16, Tensor, refuse
 
 DTYPES = {
@@ -24,7 +24,7 @@ DTYPES = {
 }
 
 
-def load(path: pathlib.Path) -> dict[str, Tensor]:
+def load(path: storage.Path) -> dict[str, Tensor]:
     """Name → tensor.
 
     Raises:
@@ -52,7 +52,7 @@ def load(path: pathlib.Path) -> dict[str, Tensor]:
     return found
 
 
-def write(path: pathlib.Path, tensors: Mapping[str, Tensor], wrote: Callable[[int], None]) -> None:
+def write(path: storage.Path, tensors: Mapping[str, Tensor], wrote: Callable[[int], None]) -> None:
     """Writes tensors in alphabetical order of their names; `wrote` is called with the bytes of each when written."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict = {"__metadata__": {"format": "pt"}}  # what transformers asks for
@@ -65,7 +65,7 @@ def write(path: pathlib.Path, tensors: Mapping[str, Tensor], wrote: Callable[[in
         end += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begin at a multiple of 8
-    with path.open("wb") as file:
+    with storage.filling(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in sorted(tensors):
             file.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8))

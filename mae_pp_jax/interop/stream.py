@@ -5,16 +5,14 @@ as chunks of its own in the same zarr files that Orbax reads as arrays of any sh
 """
 
 import dataclasses
-import json
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from mae_pp_jax.core import checkpoint
+from mae_pp_jax.core import checkpoint, storage
 from mae_pp_jax.core.functional import unflatten
 
 CHUNK_BYTES = 64 << 20  # what a host reads at least of a parameter of which it holds a shard
@@ -71,7 +69,7 @@ def _chunks(piece: tuple[int, ...]) -> list[int]:
     return chunk
 
 
-def write_checkpoint(folder: pathlib.Path, parameters: Mapping[str, Pieces], meta: dict) -> None:
+def write_checkpoint(folder: storage.Path, parameters: Mapping[str, Pieces], meta: dict) -> None:
     """Writes `FOLDER/{params,meta,digest.json}` as `core.checkpoint` reads it, without a train state.
 
     Args:
@@ -84,15 +82,15 @@ def write_checkpoint(folder: pathlib.Path, parameters: Mapping[str, Pieces], met
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((Pieces, _PieceWriter())),
     )
     with ocp.Checkpointer(writer) as checkpointer:
-        checkpointer.save((folder / "params").absolute(), args=ocp.args.PyTreeSave(unflatten(parameters)))
-    (folder / "meta").mkdir()
-    (folder / "meta" / "metadata").write_text(json.dumps(meta))
+        checkpointer.save(storage.absolute(folder / "params"), args=ocp.args.PyTreeSave(unflatten(parameters)))
+    storage.make_folder(folder / "meta")
+    storage.write_json(folder / "meta" / "metadata", meta)
     checkpoint.write_digest(folder)
 
 
-def open_parameter(run: pathlib.Path, step: int, item: str, path: str) -> tensorstore.TensorStore:
+def open_parameter(run: storage.Path, step: int, item: str, path: str) -> tensorstore.TensorStore:
     """One parameter of a checkpoint on disk, to be read in parts: `store[index].read().result()`."""
-    folder = (run / "checkpoints" / str(step) / item).absolute()
+    folder = storage.absolute(run / "checkpoints" / str(step) / item)
     name = path.replace("/", ".") + "/"
     if ocp.type_handlers.is_ocdbt_checkpoint(folder):
         kvstore = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name}

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import io
 import math
-import pathlib
 import pickle
 import pickletools
 import struct
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.storage import Path, filling, reading
 from mae_pp_jax.interop.tensors import BFLOAT16, Tensor, refuse
 
 STORAGES = {
@@ -47,14 +47,14 @@ class _Storage:
     offset: int | None
 
 
-def load(path: pathlib.Path):
+def load(path: Path):
     """The content of a file: dicts, lists, numbers and text, with a `Tensor` for every tensor.
 
     Raises:
       UserError: it is damaged, or holds something else than that.
     """
     try:
-        if zipfile.is_zipfile(path):
+        if is_archive(path):
             return _load_archive(path)
         return _load_legacy(path)
     except UserError:
@@ -64,8 +64,14 @@ def load(path: pathlib.Path):
         raise refuse(path, f"is no readable PyTorch file ({type(error).__name__}: {why}); get a fresh copy") from error
 
 
-def _load_archive(path: pathlib.Path):
-    with zipfile.ZipFile(path) as archive:
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive."""
+    with reading(path) as file:
+        return zipfile.is_zipfile(file)
+
+
+def _load_archive(path: Path):
+    with reading(path) as file, zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next(
             (name.removesuffix("/data.pkl") for name in entries if name.count("/") == 1 and "/data.pkl" in name), None
@@ -100,14 +106,14 @@ def _load_archive(path: pathlib.Path):
     return _unpickle(path, io.BytesIO(content), content, storage)
 
 
-def _stored(path: pathlib.Path, entry: zipfile.ZipInfo) -> None:
+def _stored(path: Path, entry: zipfile.ZipInfo) -> None:
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise refuse(path, f"its entry {entry.filename} is compressed, which PyTorch never does; get a fresh copy")
 
 
-def _data_offset(path: pathlib.Path, entry: zipfile.ZipInfo) -> int:
+def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
     """Where the bytes of an uncompressed entry begin: after its local header, which has a length of its own."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         file.seek(entry.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
@@ -119,9 +125,9 @@ def _data_offset(path: pathlib.Path, entry: zipfile.ZipInfo) -> int:
         return offset
 
 
-def _load_legacy(path: pathlib.Path):
+def _load_legacy(path: Path):
     """The form before PyTorch 1.6: five pickles (magic, version, machine, content, storage keys), then the storages."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         head = file.read(PICKLE_LIMIT)
         size = file.seek(0, io.SEEK_END)
     stream = io.BytesIO(head)
@@ -138,7 +144,7 @@ def _load_legacy(path: pathlib.Path):
         at = stream.tell()
         stream.seek(at)
         storage = storages[key]
-        with path.open("rb") as file:
+        with reading(path) as file:
             file.seek(at)
             (count,) = struct.unpack("<q", file.read(8))
         storage.offset = at + 8
@@ -156,7 +162,7 @@ class _Settings:
 class _Unpickler(pickle.Unpickler):
     """Knows the few names that tensors and plain data need; `storage` turns a persistent id into a `_Storage`."""
 
-    def __init__(self, path: pathlib.Path, file, storage: Callable):
+    def __init__(self, path: Path, file, storage: Callable):
         super().__init__(file, encoding="utf-8")
         self._path, self._storage = path, storage
 
@@ -197,7 +203,7 @@ class _Unpickler(pickle.Unpickler):
         return Tensor(tuple(shape), storage.dtype, lambda: _read(self._path, storage, offset, shape, strides))
 
 
-def _read(path: pathlib.Path, storage: _Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
+def _read(path: Path, storage: _Storage, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
     dense = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     in_order = all(length == 1 or stride == step for length, stride, step in zip(shape, strides, dense))
     size = storage.dtype.itemsize
@@ -211,7 +217,7 @@ def _read(path: pathlib.Path, storage: _Storage, offset: int, shape: tuple, stri
     return np.lib.stride_tricks.as_strided(values[offset:], shape, [s * size for s in strides]).copy()
 
 
-def _unpickle(path: pathlib.Path, stream: io.BytesIO, content: bytes, storage: Callable):
+def _unpickle(path: Path, stream: io.BytesIO, content: bytes, storage: Callable):
     """Reads the pickle at the stream's position.
 
     A pass over its opcodes comes first: it meets every truncated or oversized length without reserving memory for it,
@@ -225,7 +231,7 @@ def _unpickle(path: pathlib.Path, stream: io.BytesIO, content: bytes, storage: C
     return _Unpickler(path, stream, storage).load()
 
 
-def write(path: pathlib.Path, tensors: Mapping[str, Tensor], wrapper: str | None, wrote: Callable[[int], None]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], wrapper: str | None, wrote: Callable[[int], None]) -> None:
     """Writes a state dict as `torch.save` does, a tensor at a time.
 
     Args:
@@ -235,7 +241,7 @@ def write(path: pathlib.Path, tensors: Mapping[str, Tensor], wrapper: str | None
       wrote: called with the bytes of each tensor when it is written.
     """
     names = {dtype: name for name, dtype in STORAGES.items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with filling(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_entry("archive/data.pkl"), _pickle(tensors, wrapper, names))
         archive.writestr(_entry("archive/byteorder"), b"little")
         for index, tensor in enumerate(tensors.values()):

@@ -24,7 +24,6 @@ from mae_pp_jax.models.vit import (
     unpatchify,
 )
 
-
 # Axes of the parameters of a decoder; see `core.partition`.
 PARAMETER_AXES = (
     (r"decoder/(embed|pred)/kernel", ("fsdp", None)),

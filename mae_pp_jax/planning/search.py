@@ -6,14 +6,13 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 
 import tqdm
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import console, disk
+from mae_pp_jax.core import console, storage
 from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import candidates, slices
 from mae_pp_jax.planning.candidates import Candidate
@@ -35,17 +34,17 @@ class Journal:
       chosen: the slice.
     """
 
-    def __init__(self, path: pathlib.Path | None, config: Mapping, chosen: slices.Slice):
+    def __init__(self, path: storage.Path | None, config: Mapping, chosen: slices.Slice):
         fixed = config_lib.merge(config, Candidate(0, 0, 0, "").overrides())
         asked = json.dumps([fixed, chosen.name, _versions()], sort_keys=True)
         self._question = hashlib.sha256(asked.encode()).hexdigest()[:12]
         name = f"{config['stage']}_{chosen.name.replace(':', '-').replace('*', 'x')}_{self._question}.jsonl"
-        self.path = path or pathlib.Path("runs/plan") / name
+        self.path = path or storage.Path("runs/plan") / name
 
     def read(self) -> dict[Candidate, dict]:
         """Candidate → report of this very question; lines of other questions, and a torn last line, are left out."""
         done = {}
-        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+        for line in storage.read_text(self.path).splitlines() if storage.is_file(self.path) else ():
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 if row["question"] == self._question:
@@ -59,10 +58,10 @@ class Journal:
           UserError: the file cannot be written.
         """
         row = dict(question=self._question, candidate=vars(candidate), report=report)
-        with disk.writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
-            with self.path.open("a") as file:
+        with storage.writing(self.path, "--search-file"):
+            storage.make_folder(self.path.parent)
+            whole = not storage.is_file(self.path) or storage.read_bytes(self.path)[-1:] in (b"", b"\n")
+            with storage.appending(self.path) as file:
                 file.write(("" if whole else "\n") + json.dumps(row) + "\n")
 
 
@@ -142,10 +141,13 @@ def _versions() -> list[str]:
     """What a compilation depends on beside the config: the compiler's versions, and our code that is compiled."""
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     code = hashlib.sha256()
-    package = pathlib.Path(__file__).parents[1]
-    folders = [sorted((package / name).rglob("*.py")) for name in ("core", "models", "ops", "stages")]
-    for file in [*itertools.chain(*folders), package / "data/augment.py"]:
-        code.update(file.read_bytes())
+    package = storage.Path(__file__).parents[1]
+    folders = (
+        [f"{part}/{name}" for name in storage.files(package / part)] for part in ("core", "models", "ops", "stages")
+    )
+    for name in [*itertools.chain(*folders), "data/augment.py"]:
+        if name.endswith(".py"):
+            code.update(storage.read_bytes(package / name))
     return [code.hexdigest(), *(f"{name} {found.get(name)}" for name in ("jax", "jaxlib", "libtpu", "flax"))]
 
 

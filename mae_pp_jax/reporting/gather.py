@@ -5,10 +5,11 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 
 INITS = ("random", "MAE", "WSP", "MAE→WSP")  # the order of the paper's comparison; others follow as they come
@@ -38,25 +39,25 @@ class Run:
     stage: str
     init: str
     task: str | None
-    folder: pathlib.Path
+    folder: storage.Path
     config: dict[str, Any] | None
     result: dict[str, Any] | None
     rows: Sequence[dict[str, Any]]
-    picture: pathlib.Path | None
+    picture: storage.Path | None
 
     @property
     def state(self) -> str:
         """finished, unfinished or not run."""
         if self.result is not None:
             return "finished"
-        return "unfinished" if self.folder.is_dir() else "not run"
+        return "unfinished" if storage.is_dir(self.folder) else "not run"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A pipeline folder as read from disk; `runs` stand in the order of the recipe."""
 
-    folder: pathlib.Path
+    folder: storage.Path
     title: str
     config: str
     data: str
@@ -87,12 +88,12 @@ def read(workdir: str | os.PathLike) -> Pipeline:
     Raises:
       UserError: no `pipeline.json` in it, or one that is no such description.
     """
-    folder = pathlib.Path(workdir)
+    folder = storage.path(workdir)
     path = folder / "pipeline.json"
-    if not path.is_file():
+    if not storage.is_file(path):
         raise UserError(f"--workdir: no pipeline.json in {folder}; {_PIPELINE_FOLDER}")
     try:
-        described = json.loads(path.read_text("utf-8"))
+        described = json.loads(storage.read_text(path))
         stages = {stage["name"]: stage for stage in described["stages"]}
         runs = tuple(_run(folder / name, stage, _init(stage, stages)) for name, stage in stages.items())
         return Pipeline(folder, described["title"], described["config"], described["data"], runs)
@@ -138,7 +139,7 @@ def curve(runs: Iterable[Run], name: str) -> list[tuple[int, list[float]]]:
     """(images seen, finite values of metric `name` over runs), ascending."""
     points = collections.defaultdict(list)
     for row in (row for run in runs for row in run.rows):
-        if math.isfinite(row.get(name, math.nan)) and "images_seen" in row:
+        if math.isfinite(_number(row, name)) and "images_seen" in row:
             points[row["images_seen"]].append(float(row[name]))
     return sorted(points.items())
 
@@ -146,11 +147,21 @@ def curve(runs: Iterable[Run], name: str) -> list[tuple[int, list[float]]]:
 def _values(run: Run, metric: str) -> tuple[int, float, float]:
     """(number of values, their mean, their standard deviation) that a finished run contributes."""
     metrics = run.result.get("metrics", {})
-    return int(metrics.get("test/splits", 1)), metrics.get(metric, math.nan), metrics.get(f"{metric}_std", 0.0)
+    return (
+        int(metrics.get("test/splits", 1)),
+        _number(metrics, metric),
+        _number({f"{metric}_std": 0.0, **metrics}, f"{metric}_std"),
+    )
 
 
-def _run(folder: pathlib.Path, stage: dict, init: str) -> Run:
-    pictures = [p for p in folder.glob("pictures/reconstruction_*.png") if p.stem.rpartition("_")[2].isdecimal()]
+def _number(values: dict, name: str) -> float:
+    """A metric's value; NaN where it has none, which JSON writes as null."""
+    return math.nan if values.get(name) is None else values[name]
+
+
+def _run(folder: storage.Path, stage: dict, init: str) -> Run:
+    pictures = [name for name in storage.names(folder / "pictures") if re.fullmatch(r"reconstruction_\d+\.png", name)]
+    newest = max(pictures, key=lambda name: int(re.search(r"\d+", name)[0]), default=None)
     return Run(
         name=stage["name"],
         stage=stage["stage"],
@@ -160,7 +171,7 @@ def _run(folder: pathlib.Path, stage: dict, init: str) -> Run:
         config=_read_json(folder / "config.json"),
         result=_read_json(folder / "result.json"),
         rows=_read_rows(folder / "metrics.jsonl"),
-        picture=max(pictures, key=lambda p: int(p.stem.rpartition("_")[2]), default=None),
+        picture=folder / "pictures" / newest if newest else None,
     )
 
 
@@ -175,19 +186,19 @@ def _init(stage: dict, stages: dict[str, dict]) -> str:
     return "→".join(reversed(kinds)) or "random"
 
 
-def _read_json(path: pathlib.Path) -> dict | None:
+def _read_json(path: storage.Path) -> dict | None:
     """None for a file that is absent or, as a full disk leaves it, not whole: its run then counts as unfinished."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(storage.read_text(path))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
 
-def _read_rows(path: pathlib.Path) -> list[dict]:
+def _read_rows(path: storage.Path) -> list[dict]:
     """Rows of a `metrics.jsonl`; a line that a running or killed run has not finished is left out."""
     rows = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    for line in storage.read_text(path).splitlines() if storage.is_file(path) else ():
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -7,10 +7,10 @@ import base64
 import html
 import importlib.resources
 import json
-import pathlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.reporting import charts, gather
 from mae_pp_jax.reporting.gather import Pipeline, Run, Score
 
@@ -161,7 +161,7 @@ def _panels(stage: str, members: Sequence[Run], looks: Mapping[str, charts.Look]
 def _reconstructions(runs: Iterable[Run]) -> str:
     figures = []
     for run in (run for run in runs if run.stage == "mae"):
-        content = run.picture.read_bytes() if run.picture else b""
+        content = storage.read_bytes(run.picture) if run.picture else b""
         if not (content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")):
             figures.append(f'<p class="quiet">There is no reconstruction of <code>{_e(run.name)}</code>.</p>')
             continue
@@ -228,7 +228,7 @@ def _stage_line(runs: Sequence[Run]) -> str:
 
 def _ancestor(run: dict) -> str:
     """A run of a lineage as `folder@step`."""
-    return f"{pathlib.PurePath(str(run.get('run'))).name}@{run.get('step')}"
+    return f"{storage.Path(str(run.get('run'))).name}@{run.get('step')}"
 
 
 def _other_data(pipeline: Pipeline) -> str:

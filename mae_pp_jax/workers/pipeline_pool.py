@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ import traceback
 
 import tqdm
 
-from mae_pp_jax.core import allocator, console, handoff, hardware, loop, run_folder
+from mae_pp_jax.core import allocator, console, handoff, hardware, loop, run_folder, storage
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
@@ -31,7 +30,7 @@ LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal
 POLL_SECONDS = 0.5
 
 
-def train_all(stages: dict, folder: pathlib.Path, workers: int) -> None:
+def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
     """Trains stages, several at a time.
 
     Args:
@@ -92,7 +91,7 @@ class _Workers:
         """How many workers wait for a stage."""
         return self._names.count(None)
 
-    def start(self, name: str, config, folder: pathlib.Path) -> None:
+    def start(self, name: str, config, folder: storage.Path) -> None:
         """Gives a stage to an idle worker."""
         index = self._names.index(None)
         self._names[index] = name
@@ -164,7 +163,7 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
             pipe.send(answer)
 
 
-def _unforeseen(error: Exception, folder: pathlib.Path) -> RunStopped:
+def _unforeseen(error: Exception, folder: storage.Path) -> RunStopped:
     """Keeps the trace of an error in the stage's log, which is all that is left of this process, and says so."""
     trace, where = "".join(traceback.format_exception(error)), folder / "log.txt"
     try:
@@ -203,7 +202,7 @@ def _work(name: str, config) -> tuple[int, float]:
 class _Watch:
     """One bar over all stages on a terminal, a line now and then elsewhere; done and left are measured in FLOPs."""
 
-    def __init__(self, folder: pathlib.Path, work: dict[str, tuple[int, float]]):
+    def __init__(self, folder: storage.Path, work: dict[str, tuple[int, float]]):
         self._folder, self._work, self._began = folder, work, time.monotonic()
         self._total = sum(flops for _, flops in work.values()) or 1.0  # stages may compute nothing that is counted
         self._start: float | None = None
@@ -241,12 +240,12 @@ class _Watch:
             log.info("%.0f%%: %s", 100 * spent / self._total, text)
 
 
-def _last_row(path: pathlib.Path) -> dict:
+def _last_row(path: storage.Path) -> dict:
     """The newest complete training row of a metrics file that another process is writing."""
-    if not path.is_file():
+    if not storage.is_file(path):
         return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
+    with storage.reading(path) as file:
+        file.seek(max(0, storage.size(path) - 4096))
         lines = file.read().split(b"\n")[:-1]
     for line in reversed(lines):
         try:

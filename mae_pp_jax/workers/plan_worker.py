@@ -1,11 +1,10 @@
 """The process in which `plan` compiles; started by `compilation.py`: `plan_worker REQUEST.json ANSWER.json`."""
 
 import os
-import pathlib
 import sys
 import threading
 
-from mae_pp_jax.core import console, disk, hardware
+from mae_pp_jax.core import console, hardware, storage
 from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.planning import measure, slices
 from mae_pp_jax.stages import registry
@@ -15,7 +14,7 @@ def main(request: str, answer: str) -> None:
     """Measures what the file `request` names and writes the report, or why there is none, into the file `answer`."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     console.quiet_libraries()
-    asked = disk.read_json(pathlib.Path(request))
+    asked = storage.read_json(request)
     try:
         chosen = slices.parse(asked["topology"])
         with hardware.compiling_for(chosen.platform):  # a model takes its compute dtype from it when it is made
@@ -24,7 +23,7 @@ def main(request: str, answer: str) -> None:
         found = {"report": ask(stage, chosen)}
     except (UserError, RunStopped) as error:
         found = {"error": str(error), "exit_code": error.exit_code}
-    disk.write_json(pathlib.Path(answer), found)
+    storage.write_json(answer, found)
 
 
 def _leave_with_parent() -> None:

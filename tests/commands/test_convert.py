@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from tests.conftest import ROOT, environment
 
@@ -161,7 +161,7 @@ def test_an_imported_classifier_is_evaluated_on_data_at_hand(tmp_path, capsys):
             cv2.imwrite(str(folder / "a.png"), rng.integers(0, 256, (32, 32, 3), np.uint8))
     data = [f"--config.data.name={tmp_path / 'photos'}", "--config.data.eval_split=test", "--config.global_batch=8"]
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *data]) == 0
-    found = disk.read_json(tmp_path / "run" / "evaluation_0.json")
+    found = storage.read_json(tmp_path / "run" / "evaluation_0.json")
     assert 0 <= found["test/accuracy"] <= 1 and found["step"] == 0
 
 

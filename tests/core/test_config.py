@@ -116,7 +116,9 @@ def test_named_groups_have_defaults_and_are_added_by_overrides():
     resolved = config_lib.resolve(WithSets, stated, {"evals.val.data": "x", "evals.real.share": "0.3"})
     assert resolved.evals == {"val": Set(data="x", share=0.5), "real": Set(share=0.3)}
     assert config_lib.resolve(WithSets, config_lib.to_dict(resolved)) == resolved
-    lines = config_lib.differences(WithSets, config_lib.to_dict(resolved), config_lib.to_dict(config_lib.resolve(WithSets, stated)))
+    lines = config_lib.differences(
+        WithSets, config_lib.to_dict(resolved), config_lib.to_dict(config_lib.resolve(WithSets, stated))
+    )
     assert lines == ['evals.real.data: "" → null', "evals.real.share: 0.3 → null", 'evals.val.data: "x" → ""']
     assert "--config.evals.real.share=0.3" in "\n".join(config_lib.describe(WithSets, config_lib.to_dict(resolved)))
 

@@ -72,7 +72,9 @@ def towers(run):
     """Two zeroed copies of the run's encoder, and a scale that comes from nowhere."""
     saved = checkpoint.shapes(run, checkpoint.find(run))["params"]
     leaves = {path.removeprefix("encoder/"): jnp.zeros(s.shape) for path, s in saved.items() if path[0] == "e"}
-    return unflatten({"scale": jnp.ones(()), **{f"{t}/{p}": leaf for t in ("image", "text") for p, leaf in leaves.items()}})
+    return unflatten(
+        {"scale": jnp.ones(()), **{f"{t}/{p}": leaf for t in ("image", "text") for p, leaf in leaves.items()}}
+    )
 
 
 def test_two_parts_come_from_two_runs_and_both_are_accounted_for(mae_run):

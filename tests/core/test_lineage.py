@@ -11,7 +11,9 @@ def test_a_chain():
     first, parents = lineage.join({"": source("mae")})
     assert [record["run"] for record in first] == ["mae"] and first[0]["parents"] == [] and parents == {"": 0}
     second, parents = lineage.join({"": source("wsp", first, parents)})
-    assert [(record["run"], record["parents"]) for record in second] == [("mae", []), ("wsp", [0])] and parents == {"": 1}
+    assert [(record["run"], record["parents"]) for record in second] == [("mae", []), ("wsp", [0])] and parents == {
+        "": 1
+    }
 
 
 def test_a_common_ancestor_stands_once():

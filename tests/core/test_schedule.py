@@ -38,7 +38,9 @@ def test_lengths(text, wanted):
     "1 clip|5%|".split("|"),
 )
 def test_what_is_no_length_is_one_line(text):
-    with pytest.raises(UserError, match=r"config.train_for: cannot read '.*' as a length; write it like '30 epochs'") as e:
+    with pytest.raises(
+        UserError, match=r"config.train_for: cannot read '.*' as a length; write it like '30 epochs'"
+    ) as e:
         steps(text, example="image")
     assert "'1e6 images'" in str(e.value) and "\n" not in str(e.value)
 

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mae_pp_jax.commands import convert
-from mae_pp_jax.core import disk
+from mae_pp_jax.core import storage
 from mae_pp_jax.interop import files
 
 
@@ -30,8 +30,8 @@ def test_timm_classifier(tmp_path, random_weights, dtype):
     save_file(weights, tmp_path / "model.safetensors")
     found, _ = there_and_back(tmp_path, tmp_path / "model.safetensors", "timm", "out.safetensors")
     same(found, weights)
-    assert disk.read_json(tmp_path / "run" / "config.json")["stage"] == "classify"
-    lineage = disk.read_json(tmp_path / "run" / "result.json")["lineage"][0]
+    assert storage.read_json(tmp_path / "run" / "config.json")["stage"] == "classify"
+    lineage = storage.read_json(tmp_path / "run" / "result.json")["lineage"][0]
     assert lineage["format"] == "timm" and lineage["dtype"] == np.dtype(dtype).name and len(lineage["sha256"]) == 64
 
 
@@ -45,8 +45,8 @@ def test_mae_files(tmp_path, random_weights, save_torch, groups):
     same(found, weights)
     assert file.wrapper == "model"
     stage = {"decoder": "mae", "head": "classify"}.get(groups[-1], "encoder")
-    assert disk.read_json(tmp_path / "run" / "config.json")["stage"] == stage
-    assert disk.read_json(tmp_path / "run" / "result.json")["lineage"][0]["format"] == "mae"
+    assert storage.read_json(tmp_path / "run" / "config.json")["stage"] == stage
+    assert storage.read_json(tmp_path / "run" / "result.json")["lineage"][0]["format"] == "mae"
 
 
 def test_maws_files_are_flat(tmp_path, random_weights, save_torch):
@@ -65,7 +65,7 @@ def test_huggingface_folder(tmp_path, random_weights):
     assert back.settings["num_attention_heads"] == 2 and back.settings["layer_norm_eps"] == 1e-6
     # The settings written say what the command line had to say before.
     convert.import_file(str(tmp_path / "out"), str(tmp_path / "again"))
-    one, two = (disk.read_json(tmp_path / name / "config.json") for name in ("run", "again"))
+    one, two = (storage.read_json(tmp_path / name / "config.json") for name in ("run", "again"))
     assert one == two
 
 
@@ -82,7 +82,7 @@ def test_finetuned_models_are_evaluated_on_the_crop_of_their_publisher(
 ):
     save_torch(tmp_path / "ft.pth", random_weights(format, "cls_token", norm, "head"), *["model"] * (format == "mae"))
     convert.import_file(str(tmp_path / "ft.pth"), str(tmp_path / "run"), format=format, heads=2)
-    data = disk.read_json(tmp_path / "run" / "config.json")["data"]
+    data = storage.read_json(tmp_path / "run" / "config.json")["data"]
     assert (data["eval_crop"], data["eval_share"]) == expected
 
 
@@ -105,7 +105,7 @@ def test_a_published_vision_tower_keeps_its_projection(tmp_path, random_weights,
 def test_encoder_only_leaves_the_rest_behind(tmp_path, random_weights, save_torch, capsys):
     save_torch(tmp_path / "mae.pth", random_weights("mae", "cls_token", "norm", "decoder"), "model")
     convert.import_file(str(tmp_path / "mae.pth"), str(tmp_path / "run"), heads=2, encoder_only=True)
-    assert disk.read_json(tmp_path / "run" / "config.json")["stage"] == "encoder"
+    assert storage.read_json(tmp_path / "run" / "config.json")["stage"] == "encoder"
     assert "mask_token 1×1×8 left: not part of the encoder" in capsys.readouterr().out
 
 

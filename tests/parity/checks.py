@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mae_pp_jax.commands import convert
-from mae_pp_jax.core import checkpoint, disk
+from mae_pp_jax.core import checkpoint, storage
 from mae_pp_jax.core.functional import Model, flatten, unflatten
 from mae_pp_jax.interop import files, matching
 from mae_pp_jax.models import mae, masking, positions, vit
@@ -21,7 +21,7 @@ LIMIT = 2e-5  # on max |ours - theirs| / max |theirs|; float32 in another order 
 
 def load(run: pathlib.Path):
     """(stage, parameters) of a run."""
-    stage = registry.create(registry.resolve(disk.read_json(run / "config.json")))
+    stage = registry.create(registry.resolve(storage.read_json(run / "config.json")))
     step = checkpoint.find(run)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = checkpoint.shapes(run, step)["params"]

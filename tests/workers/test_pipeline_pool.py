@@ -53,7 +53,8 @@ def test_a_stage_without_a_step_is_refused_before_any_is_trained(tmp_path):
 )
 def test_a_worker_that_dies_is_told_with_the_cause(tmp_path, kind, said):
     def kill():
-        while not (tmp_path / "first" / "config.json").exists():
+        end = time.monotonic() + 120
+        while not (tmp_path / "first" / "config.json").exists() and time.monotonic() < end:
             time.sleep(0.05)
         for process in multiprocessing.active_children():
             os.kill(process.pid, kind)
