@@ -138,8 +138,9 @@ def test_the_first_evaluation_set_of_a_run_that_has_the_metric_counts(pipeline):
         edit(path, metrics={"real/accuracy": None, "val/accuracy": 0.5, "train/accuracy": 0.9})
         edit(path.parent / "config.json", evals={"real": {}, "val": {}})
         rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        rows = [{name.replace("test/", "val/"): value for name, value in row.items()} | {"real/loss": None} for row in rows]
-        (path.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{name.replace("test/", "val/"): value for name, value in row.items()} for row in rows]
+        text = "".join(json.dumps(row | {"real/loss": None}) + "\n" for row in rows)
+        (path.parent / "metrics.jsonl").write_text(text)
     for path in folder.glob("low_shot_*/result.json"):
         edit(path, metrics={"val/accuracy": 0.7, "val/accuracy_std": 0.1, "val/splits": 4})
         edit(path.parent / "config.json", evals={"val": {}})
