@@ -7,8 +7,8 @@ from mae_pp_jax import reporting
 _DESCRIPTION = """Writes report.html and report.json from what the runs of a pipeline left in its folder.
 
 report.html is one file that works offline: the table of accuracies, curves, reconstructions, what was run and how to
-run it on other data. report.json is a list of {init, task, metric, mean, std, seeds}. Nothing is trained, so the
-report of a pipeline that is still running, or was stopped, can be written at any time: it says what is missing.
+run it on other data. report.json is a list of {init, task, metric, mean, std, seeds, splits}. Nothing is trained, so
+the report of a pipeline that is still running, or was stopped, can be written at any time: it says what is missing.
 The pipeline command writes it too, when it ends."""
 
 

@@ -5,6 +5,7 @@ drawn as wide as a phone's screen and scale up. The same numbers give the same b
 """
 
 import dataclasses
+import html
 import io
 import math
 import re
@@ -14,6 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from mae_pp_jax.reporting import gather
 from mae_pp_jax.reporting.gather import INITS, Score
 
 MARKERS = "osD^vPX*"
@@ -61,16 +63,17 @@ def looks(inits: Sequence[str]) -> dict[str, Look]:
     return {init: Look(_INIT[p % count], MARKERS[p % count], DASHES[p % len(DASHES)]) for init, p in places.items()}
 
 
-def accuracies(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], looks: Mapping[str, Look]) -> str:
-    """Dots with bars of one standard deviation: a panel a task, a line an initialisation; missing ones are said.
+def dots(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], looks: Mapping[str, Look]) -> str:
+    """Dots with bars of one standard deviation: a panel per task, a line per initialisation; missing ones are said.
 
     Args:
-      scores: at least one.
+      scores: at least one; all of one metric.
       inits: lines of every panel, top to bottom.
       tasks: panels, top to bottom.
       looks: of the initialisations.
     """
     found = {(score.init, score.task): score for score in scores}
+    title = gather.title(scores[0].metric)
     lowest = min(score.mean - (score.std or 0) for score in scores)
     left = max(0, (100 * lowest - 2) // 10 * 10)
 
@@ -101,17 +104,17 @@ def accuracies(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[st
             axes.tick_params(length=0)
             axes.grid(axis="x")
             axes.set_axisbelow(True)
-        panels[-1].set_xlabel("held-out accuracy (%)")
+        panels[-1].set_xlabel(_plain(title))
         return figure
 
-    return _svg(draw, "accuracies", "Held-out accuracy of each initialisation on each task")
+    return _svg(draw, scores[0].metric, f"{title} of each initialisation on each task")
 
 
 def radar(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], looks: Mapping[str, Look]) -> str:
     """The paper's Figure 1: a spoke a task, a closed line an initialisation, further out is better.
 
     Args:
-      scores: of every initialisation on every task.
+      scores: of every initialisation on every task; all of one metric.
       inits: lines.
       tasks: spokes, at least three.
       looks: of the initialisations.
@@ -146,7 +149,7 @@ def radar(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], l
         figure.legend(loc="outside upper left", ncols=4, handlelength=2.2, columnspacing=1.2, borderaxespad=0)
         return figure
 
-    return _svg(draw, "radar", "Held-out accuracy in percent, a spoke for each task")
+    return _svg(draw, "radar", f"{gather.title(scores[0].metric)}, a spoke for each task")
 
 
 def curves(
@@ -158,10 +161,10 @@ def curves(
     name: str,
     scale: float = 1.0,
 ) -> str:
-    """Curves against images seen: the mean over runs, with a band from the lowest to the highest.
+    """Curves against examples seen: the mean over runs, with a band from the lowest to the highest.
 
     Args:
-      solid: initialisation → (images seen, values of the runs there), held-out values; with markers.
+      solid: initialisation → (examples seen, values of the runs there), held-out values; with markers.
       faint: the same for training values; thin, without markers.
       looks: of the initialisations.
       label: of the vertical axis.
@@ -183,7 +186,7 @@ def curves(
                 axes.plot(x, mean, color=look.color, ls=look.dash, lw=width, alpha=alpha, label=shown, **marker)
                 if any(len(values) > 1 for values in runs):
                     axes.fill_between(x, *zip(*((min(v), max(v)) for v in runs)), color=look.color, alpha=0.15, lw=0)
-        axes.set_xlabel("images seen")
+        axes.set_xlabel("examples seen")
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -193,7 +196,7 @@ def curves(
         figure.legend(loc="outside upper left", ncols=4, handlelength=2.2, columnspacing=1.2, borderaxespad=0)
         return figure
 
-    return _svg(draw, name, f"{label} against images seen")
+    return _svg(draw, name, f"{label} against examples seen")
 
 
 def short(number: float) -> str:
@@ -225,5 +228,5 @@ def _svg(draw, name: str, description: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # names such as axes_1 would occur once in every chart of the page
     text = re.sub(r"#f[de]00[0-9a-f]{2}", lambda match: _THEME[match[0]], text)
     box = re.search(r'viewBox="[^"]*"', text)[0]
-    head = f'<svg {box} role="img" aria-label="{description}">'
+    head = f'<svg {box} role="img" aria-label="{html.escape(description)}">'
     return head + text[text.index(">") + 1 :]

@@ -5,15 +5,16 @@ import dataclasses
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 
 INITS = ("random", "MAE", "WSP", "MAE→WSP")  # the order of the paper's comparison; others follow as they come
-METRICS = ("test/accuracy", "test/tag_map")  # what a task is scored by: the first that its runs have
+MEASURES = ("accuracy", "tag_map")  # what a task is scored by: the first that its runs have
+TITLES = {"accuracy": "accuracy", "tag_map": "hashtag mAP", "tag_precision": "top-hashtag precision"}
+_OLD_NAMES = {"examples_seen": "images_seen", "examples_per_second": "images_per_second"}
 _PIPELINE_FOLDER = (
     "a pipeline folder is made by `python -m mae_pp_jax pipeline --config=configs/pipelines/RECIPE.py --workdir=DIR`"
 )
@@ -69,9 +70,11 @@ class Score:
     """What an initialisation reached on a task.
 
     Attributes:
+      metric: its full name, EVALUATION SET/MEASURE.
       mean: mean of the metric, a fraction.
       std: sample standard deviation, or None for a single value.
-      seeds: how many values: runs of different seeds, or splits of a low-shot run.
+      seeds: runs of different seeds.
+      splits: draws of the labelled images, over all runs; None where the task draws none.
     """
 
     init: str
@@ -80,6 +83,20 @@ class Score:
     mean: float
     std: float | None
     seeds: int
+    splits: int | None
+
+    @property
+    def repeated(self) -> str:
+        """Over what the mean is taken, as "3 seeds" or "5 splits, 1 seed"."""
+        counts = {"split": self.splits, "seed": self.seeds}
+        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items() if n is not None)
+
+
+def title(metric: str) -> str:
+    """What a metric is called on axes and in tables; its values are shown in percent."""
+    name, _, measure = metric.partition("/")
+    called = TITLES.get(measure, measure)
+    return f"held-out {called} (%)" if name == "test" else f"{called} on {name} (%)"
 
 
 def read(workdir: str | os.PathLike) -> Pipeline:
@@ -105,22 +122,17 @@ def read(workdir: str | os.PathLike) -> Pipeline:
 def scores(runs: Iterable[Run]) -> list[Score]:
     """One score for each (initialisation, task) that has a finite result, ordered by initialisation, then task.
 
-    A run is one value, or the mean and sample standard deviation of several (`…_std` over `test/splits` splits of
-    a low-shot run). Values of all seeds are pooled: the spread within runs and the spread between them both count.
+    A run is one value, or the mean and sample standard deviation of several (`…_std` over `…/splits` splits of a
+    low-shot run). Values of all seeds are pooled: the spread within runs and the spread between them both count.
     """
     runs = [run for run in runs if run.task]
     found = []
     for init, task in ((i, t) for i in inits(runs) for t in tasks(runs)):
         done = [run for run in runs if (run.init, run.task) == (init, task) and run.result]
-        metric = next((m for m in METRICS if any(m in run.result.get("metrics", {}) for run in done)), METRICS[0])
-        parts = [_values(run, metric) for run in done]
-        parts = [part for part in parts if math.isfinite(part[1])]
-        count = sum(n for n, _, _ in parts)
-        if not count:
-            continue
-        mean = sum(n * m for n, m, _ in parts) / count
-        squares = sum((n - 1) * s**2 + n * (m - mean) ** 2 for n, m, s in parts)
-        found.append(Score(init, task, metric, mean, math.sqrt(squares / (count - 1)) if count > 1 else None, count))
+        for measure in MEASURES:
+            if (metric := _metric(done, measure, lambda run: [run.result.get("metrics", {})])) is not None:
+                found.append(_score(init, task, metric, done))
+                break
     return found
 
 
@@ -136,21 +148,58 @@ def tasks(runs: Iterable[Run]) -> list[str]:
 
 
 def curve(runs: Iterable[Run], name: str) -> list[tuple[int, list[float]]]:
-    """(images seen, finite values of metric `name` over runs), ascending."""
+    """(examples seen, finite values of metric `name` over runs), ascending."""
     points = collections.defaultdict(list)
     for row in (row for run in runs for row in run.rows):
-        if math.isfinite(_number(row, name)) and "images_seen" in row:
-            points[row["images_seen"]].append(float(row[name]))
+        if finite(row.get(name)) and (seen := figure(row, "examples_seen")) is not None:
+            points[seen].append(float(row[name]))
     return sorted(points.items())
 
 
-def _values(run: Run, metric: str) -> tuple[int, float, float]:
-    """(number of values, their mean, their standard deviation) that a finished run contributes."""
-    metrics = run.result.get("metrics", {})
-    return (
-        int(metrics.get("test/splits", 1)),
-        _number(metrics, metric),
-        _number({f"{metric}_std": 0.0, **metrics}, f"{metric}_std"),
+def held_out(runs: Sequence[Run], measure: str) -> str | None:
+    """The metric in which a measure was recorded while the runs trained, on the first evaluation set that has it."""
+    return _metric(runs, measure, lambda run: run.rows)
+
+
+def figure(written: Mapping[str, Any], name: str) -> Any:
+    """A figure of a row or a result, None if it is absent; runs of before examples were called so said images."""
+    return written.get(name, written.get(_OLD_NAMES.get(name, name)))
+
+
+def finite(value: Any) -> bool:
+    """Whether a metric has a value: null and NaN say that it could not be measured."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _metric(runs: Sequence[Run], measure: str, written: Callable[[Run], Iterable[Mapping]]) -> str | None:
+    """Full name of a measure on the first evaluation set with a finite value in what any of the runs has written."""
+    sets = dict.fromkeys(name for run in runs for name in ("test", *((run.config or {}).get("evals") or {})))
+    for metric in (f"{name}/{measure}" for name in sets):
+        if any(finite(values.get(metric)) for run in runs for values in written(run)):
+            return metric
+    return None
+
+
+def _score(init: str, task: str, metric: str, runs: Iterable[Run]) -> Score:
+    """Pools the values that finished runs have of a metric, of which one at least has a finite one."""
+    runs = [run for run in runs if finite(run.result.get("metrics", {}).get(metric))]
+    name = metric.partition("/")[0]
+    splits = [run.result["metrics"].get(f"{name}/splits") for run in runs]
+    parts = [  # (number of values, their mean, their standard deviation) of each run
+        (int(n or 1), run.result["metrics"][metric], run.result["metrics"].get(f"{metric}_std") or 0.0)
+        for n, run in zip(splits, runs)
+    ]
+    count = sum(n for n, _, _ in parts)
+    mean = sum(n * m for n, m, _ in parts) / count
+    squares = sum((n - 1) * s**2 + n * (m - mean) ** 2 for n, m, s in parts)
+    return Score(
+        init,
+        task,
+        metric,
+        mean,
+        std=math.sqrt(squares / (count - 1)) if count > 1 else None,
+        seeds=len({run.result.get("seed", run.name) for run in runs}),
+        splits=count if any(splits) else None,
     )
 
 
@@ -176,14 +225,23 @@ def _run(folder: storage.Path, stage: dict, init: str) -> Run:
 
 
 def _init(stage: dict, stages: dict[str, dict]) -> str:
-    """As the pipeline names it, else the kinds of the stages before this one, oldest first."""
-    if stage.get("report"):
-        return stage["report"]["init"]
-    kinds = []
-    while stage.get("init_from") is not None and len(kinds) < len(stages):
-        stage = stages[stage["init_from"]]
-        kinds.append(stage["stage"].upper())
-    return "→".join(reversed(kinds)) or "random"
+    """As the pipeline names it, else the kinds of the stages before this one, oldest first, for each part."""
+    return stage["report"]["init"] if stage.get("report") else _kinds(stage, stages, len(stages)) or "random"
+
+
+def _kinds(stage: dict, stages: dict[str, dict], most: int) -> str:
+    """The kinds of the stages before one, at most `most` deep: "MAE→WSP", or "image: MAE→WSP, text: LIT" of parts."""
+    sources = stage.get("init_from")
+    if sources is None:
+        return ""
+    if not most:
+        raise ValueError(f"init_from of {stage['name']} goes in a circle")
+    parts = []
+    for part, name in (sources if isinstance(sources, dict) else {"": sources}).items():
+        before = _kinds(stages[name], stages, most - 1)
+        kinds = "→".join(filter(None, (before, stages[name]["stage"].upper())))
+        parts.append(f"{part}: {kinds}" if part else kinds)
+    return ", ".join(parts)
 
 
 def _read_json(path: storage.Path) -> dict | None:

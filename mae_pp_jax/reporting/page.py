@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from mae_pp_jax.core import storage
+from mae_pp_jax.core import console, storage
 from mae_pp_jax.reporting import charts, gather
 from mae_pp_jax.reporting.gather import Pipeline, Run, Score
 
@@ -26,8 +26,7 @@ TASKS = {
     "linear": "the weights stay frozen; a linear classifier is trained on their features",
     "5-shot": "the weights stay frozen; the classifier on their features sees five labelled images of each class",
 }
-# Name of the held-out curve beside the loss, with what its axis is called; the first that a stage recorded is drawn.
-_QUALITY = {"test/accuracy": "held-out accuracy (%)", "test/tag_precision": "precision of the top hashtag (%)"}
+_QUALITY = ("accuracy", "tag_precision")  # of the curve beside the loss: the first that a stage recorded
 _INTRODUCTION = """
 Which start serves a Vision Transformer best? <b>MAE</b> learns by filling in masked patches of images without any
 labels; <b>WSP</b> learns to predict the noisy hashtags that images carry; <b>MAE→WSP</b> does the first and then the
@@ -39,9 +38,9 @@ _STAGE_COLUMNS = (
     "stage",
     "starts from",
     "runs",
-    "images seen<br>each",
+    "examples seen<br>each",
     "wall time<br>together",
-    "images/s",
+    "examples/s",
     "parameters",
     "weights came from",
 )
@@ -56,7 +55,7 @@ def render(pipeline: Pipeline) -> str:
         f"<h1>{_e(pipeline.title)}</h1>",
         f"<p>{_INTRODUCTION.format(data=f'<b>{_e(pipeline.data)}</b>')}</p>",
         _missing(pipeline.runs),
-        _accuracies(compared, scores, looks),
+        _scores(compared, scores, looks),
         _curves(pipeline.runs, looks),
         _reconstructions(pipeline.runs),
         _stages(pipeline),
@@ -83,41 +82,57 @@ def _missing(runs: Sequence[Run]) -> str:
     )
 
 
-def _accuracies(compared: Sequence[Run], scores: Sequence[Score], looks: Mapping[str, charts.Look]) -> str:
+def _scores(compared: Sequence[Run], scores: Sequence[Score], looks: Mapping[str, charts.Look]) -> str:
     inits, tasks = gather.inits(compared), gather.tasks(compared)
     found = {(score.init, score.task): score for score in scores}
-    best = {task: max((s.mean for s in scores if s.task == task), default=None) for task in tasks}
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    best: dict[tuple[str, str], float] = {}
+    for score in scores:
+        kind = (score.task, score.metric)
+        best[kind] = max(score.mean, best.get(kind, score.mean))
+    several = len(metrics) > 1
     lines = [
-        f"<tr><th>{_e(init)}</th>{''.join(_cell(found.get((init, task)), best[task]) for task in tasks)}</tr>"
+        f"<tr><th>{_e(init)}</th>{''.join(_cell(found.get((init, task)), best, several) for task in tasks)}</tr>"
         for init in inits
     ]
     what = "".join(f"<li><b>{_e(task)}</b>: {TASKS[task]}</li>" for task in tasks if task in TASKS)
     chart = '<p class="quiet">No task has a result yet, so there is no chart.</p>'
     if scores:
-        chart = _figure(
-            charts.accuracies(scores, inits, tasks, looks),
-            "Dots are means; bars reach one standard deviation to either side. The axis need not begin at 0.",
-        )
+        chart = "".join(_dots(metric, scores, inits, tasks, looks, first=metric == metrics[0]) for metric in metrics)
     around = ""
-    if len(tasks) >= 3 and len(found) == len(inits) * len(tasks):
+    if len(metrics) == 1 and len(tasks) >= 3 and len(found) == len(inits) * len(tasks):
         around = _figure(
             charts.radar(scores, inits, tasks, looks),
-            "After Figure 1 of the paper: accuracy in percent on each task, further out is better; not from 0.",
+            f"After Figure 1 of the paper: {_e(gather.title(metrics[0]))}, further out is better; not from 0.",
         )
+    measured = " or ".join(map(gather.title, metrics)) or "no result yet"
     return f"""<h2>What each start is worth</h2>
-<p>Accuracy on held-out images, in percent: mean ± standard deviation over seeds, which for few labelled images are
-draws of those images. A difference that is smaller than the spread is no ranking.</p>
+<p>Mean ± standard deviation over seeds and, where few labelled images are drawn, over splits, each a draw of those
+images. Measured: {_e(measured)}. A difference that is smaller than the spread is no ranking.</p>
 <div class="panels"><div>{_table("scores", ["starts from", *map(_e, tasks)], lines)}<ul class="quiet">{what}</ul></div>
 {around}{chart}</div>"""
 
 
-def _cell(score: Score | None, best: float | None) -> str:
+def _dots(metric: str, scores: Sequence[Score], inits, tasks, looks, *, first: bool) -> str:
+    """The chart of one metric, of the tasks that are measured by it; the first also has those without any result."""
+    own = [score for score in scores if score.metric == metric]
+    by_it, by_any = {score.task for score in own}, {score.task for score in scores}
+    shown = [task for task in tasks if task in by_it or (first and task not in by_any)]
+    return _figure(
+        charts.dots(own, inits, shown, looks),
+        "Dots are means; bars reach one standard deviation to either side. The axis need not begin at 0.",
+    )
+
+
+def _cell(score: Score | None, best: Mapping[tuple[str, str], float], name_metric: bool) -> str:
+    """A cell of the table; `best` has the highest mean by (task, metric)."""
     if score is None:
         return "<td>–<small>no result</small></td>"
     spread = "" if score.std is None else f" ± {100 * score.std:.1f}"
-    seeds = "1 seed" if score.seeds == 1 else f"{score.seeds} seeds"
-    kind, mark = ("best", "<small>highest</small>") if score.mean == best else ("", "")
-    return f'<td class="{kind}">{100 * score.mean:.1f}{spread}{mark}<small>{seeds}</small></td>'
+    kind, mark = ("best", "<small>highest</small>") if score.mean == best[score.task, score.metric] else ("", "")
+    over = f"<small>{score.repeated}</small>"
+    metric = f"<small>{_e(gather.title(score.metric))}</small>" if name_metric else ""
+    return f'<td class="{kind}">{100 * score.mean:.1f}{spread}{mark}{over}{metric}</td>'
 
 
 def _curves(runs: Sequence[Run], looks: Mapping[str, charts.Look]) -> str:
@@ -146,12 +161,14 @@ def _panels(stage: str, members: Sequence[Run], looks: Mapping[str, charts.Look]
         return {init: points for init, points in found.items() if len(points) > 1}
 
     panels = []
-    held_out, training = series("test/loss"), series("train/loss")
+    loss = gather.held_out(members, "loss")
+    held_out, training = series(loss) if loss else {}, series("train/loss")
     if held_out or training:
         chart = charts.curves(held_out, training, looks=looks, label="loss", name=f"{stage}-loss")
         panels.append(_figure(chart))
-    for name, label in _QUALITY.items():
+    for name in filter(None, (gather.held_out(members, measure) for measure in _QUALITY)):
         if quality := series(name):
+            label = gather.title(name)
             chart = charts.curves(quality, {}, looks=looks, label=label, name=f"{stage}-quality", scale=100)
             panels.append(_figure(chart))
             break
@@ -191,8 +208,8 @@ def _stages(pipeline: Pipeline) -> str:
     configs = configs or '<p class="quiet">No run has left a config yet.</p>'
     seconds = sum(run.result.get("wall_seconds") or 0 for run in pipeline.runs if run.result)
     return f"""<h2>What was run</h2>
-<p>Recipe <code>{_e(pipeline.config)}</code>; {len(pipeline.runs)} runs, {_clock(seconds)} of training and evaluation
-in all.</p>
+<p>Recipe <code>{_e(pipeline.config)}</code>; {len(pipeline.runs)} runs, {console.clock(seconds)} (minutes and
+seconds) of training and evaluation in all.</p>
 {_table("stages", _STAGE_COLUMNS, lines)}
 <h3>Configs</h3>
 <p class="quiet">The full config of the first run of each line; every run keeps its own in
@@ -205,30 +222,40 @@ def _stage_line(runs: Sequence[Run]) -> str:
     results = [run.result for run in runs if run.result]
 
     def values(name: str) -> list[float]:
-        return [result[name] for result in results if result.get(name) is not None]
+        return [value for value in (gather.figure(result, name) for result in results) if value is not None]
 
     def spread(numbers: list[float]) -> str:
         low, high = (charts.short(limit(numbers)) for limit in (min, max)) if numbers else ("–", "–")
         return low if low == high else f"{low} to {high}"
 
-    lineages = (result.get("lineage", []) for result in results)
-    came_from = dict.fromkeys(" → ".join(map(_ancestor, lineage)) or "no other run" for lineage in lineages)
+    came_from = dict.fromkeys(map(_origins, results))
     wall = values("wall_seconds")
     cells = (
         _e(first.init),
         f"{len(runs)}" if len(results) == len(runs) else f"{len(results)} of {len(runs)} finished",
-        spread(values("images_seen")),
-        _clock(sum(wall)) if wall else "–",
-        spread(values("images_per_second")),
+        spread(values("examples_seen")),
+        console.clock(sum(wall)) if wall else "–",
+        spread(values("examples_per_second")),
         spread(values("parameters")),
         "; ".join(map(_e, came_from)) or "–",
     )
     return f"<tr><th>{_e(first.stage)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _ancestor(run: dict) -> str:
-    """A run of a lineage as `folder@step`."""
-    return f"{storage.Path(str(run.get('run'))).name}@{run.get('step')}"
+def _origins(result: dict) -> str:
+    """Where the weights of a run came from: "mae@100 → wsp@200", or "image: …; text: …" of parts."""
+    lineage = result.get("lineage", [])
+    parents = result.get("parents", {"": len(lineage) - 1} if lineage else {})
+    found = [f"{part}: {_ancestry(lineage, i)}" if part else _ancestry(lineage, i) for part, i in parents.items()]
+    return "; ".join(found) or "no other run"
+
+
+def _ancestry(lineage: Sequence[dict], index: int) -> str:
+    """A run of a lineage as `folder@step`, after those that it came from: a record's `parents`, else the one before."""
+    run = lineage[index]
+    before = [_ancestry(lineage, i) for i in run.get("parents", [index - 1] if index else []) if 0 <= i < index]
+    own = f"{storage.Path(str(run.get('run'))).name}@{run.get('step')}"
+    return " → ".join([f"({' + '.join(before)})" if len(before) > 1 else "".join(before), own] if before else [own])
 
 
 def _other_data(pipeline: Pipeline) -> str:
@@ -262,12 +289,6 @@ def _table(kind: str, columns: Iterable[str], lines: Iterable[str]) -> str:
 
 def _figure(svg: str, caption: str = "") -> str:
     return f"<figure>{svg}{caption and f'<figcaption>{caption}</figcaption>'}</figure>"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _e(text: object) -> str:

@@ -10,8 +10,9 @@ from mae_pp_jax.reporting import gather, page
 def write(workdir: str | os.PathLike) -> tuple[storage.Path, storage.Path]:
     """Writes `report.html` and `report.json` from what a pipeline's runs left; trains and changes nothing.
 
-    `report.json` is a list of {init, task, metric, mean, std, seeds}, one entry for each pair with a finished run:
-    mean and std as fractions, std null when there is one value only. Missing runs are named in `report.html`.
+    `report.json` is a list of {init, task, metric, mean, std, seeds, splits}, one entry for each pair with a finished
+    run: mean and std as fractions, std null when there is one value only; seeds: runs of different seeds; splits: draws
+    of the labelled images over all runs, null where a task draws none. Missing runs are named in `report.html`.
 
     Args:
       workdir: folder of a pipeline, finished or not.

@@ -80,7 +80,7 @@ class Compilation:
         raise RunStopped(f"the compiler for {self.chosen.name} {self._cause()}")
 
     def _cause(self) -> str:
-        """Why the worker ended without an answer, in one line; all that it printed is kept in the file that this names."""
+        """Why the worker ended without an answer, in one line that names the file with all that it printed."""
         cause, said = ending.cause(self._process.returncode), self._said.read_text(errors="replace")
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         if self._process.returncode == -signal.SIGKILL or not lines:

@@ -34,15 +34,13 @@ def test_lengths(text, wanted):
 
 @pytest.mark.parametrize(
     "text",
-    "1.2.3 epochs|1_0_ steps|_1 steps|1__0 steps|nan epochs|inf steps|1e epochs|. steps|-1 steps|three epochs|10|epochs|"
-    "1 clip|5%|".split("|"),
+    "1.2.3 epochs|1_0_ steps|_1 steps|1__0 steps|nan epochs|inf steps|1e epochs|. steps|-1 steps|three epochs|10|"
+    "epochs|1 clip|5%|".split("|"),
 )
 def test_what_is_no_length_is_one_line(text):
-    with pytest.raises(
-        UserError, match=r"config.train_for: cannot read '.*' as a length; write it like '30 epochs'"
-    ) as e:
+    with pytest.raises(UserError, match=r"config.train_for: cannot read '.*' as a length; write it like") as error:
         steps(text, example="image")
-    assert "'1e6 images'" in str(e.value) and "\n" not in str(e.value)
+    assert "'1e6 images'" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["0 steps", "0 epochs", "0.0 epochs", "1 examples", "0.01 epochs", "1e-9 epochs"])

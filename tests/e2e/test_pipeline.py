@@ -69,6 +69,7 @@ def test_stages_run_in_order_and_the_report_is_written(finished):
             mean=results["linear"]["metrics"]["test/accuracy"],
             std=None,
             seeds=1,
+            splits=None,
         )
     ]
     page = (folder / "report.html").read_text()

@@ -37,10 +37,11 @@ def test_json_schema_and_order(finished):
     pairs = [(i, t) for i in ("random", "MAE", "WSP", "MAE→WSP") for t in ("finetune", "linear", "5-shot")]
     assert [(e["init"], e["task"]) for e in entries] == pairs
     for entry in entries:
-        assert set(entry) == {"init", "task", "metric", "mean", "std", "seeds"}
+        assert set(entry) == {"init", "task", "metric", "mean", "std", "seeds", "splits"}
         assert entry["metric"] == "test/accuracy"
         assert 0 < entry["mean"] < 1 and entry["std"] > 0
-        assert entry["seeds"] == (10 if entry["task"] == "5-shot" else 3)  # splits of one run; runs
+        assert (entry["seeds"], entry["splits"]) == ((1, 10) if entry["task"] == "5-shot" else (3, None))
+    assert "<small>10 splits, 1 seed</small>" in finished[1] and "10 seeds" not in finished[1]
 
 
 def test_seeds_are_grouped_to_mean_and_sample_std(pipeline):
@@ -78,9 +79,9 @@ def test_low_shot_runs_pool_as_their_single_values_would(pipeline):
             "test/splits": len(values),
         }
         edit(folder / f"low_shot_mae_s{seed}" / "result.json", metrics=metrics)
-    entry = write(folder)[1]["MAE", "5-shot"]
-    everything = np.concatenate(draws)
-    assert entry["seeds"] == 5
+    page, entries = write(folder)
+    entry, everything = entries["MAE", "5-shot"], np.concatenate(draws)
+    assert (entry["seeds"], entry["splits"]) == (2, 5) and "5 splits, 2 seeds" in page
     assert entry["mean"] == pytest.approx(everything.mean(), abs=1e-12)
     assert entry["std"] == pytest.approx(everything.std(ddof=1), abs=1e-12)
 
@@ -92,6 +93,123 @@ def test_the_highest_mean_of_each_task_is_marked(pipeline):
     page, _ = write(folder)
     assert page.count("<small>highest</small>") == 3
     assert re.search(r'class="best">99\.9 ± 0\.0<small>highest</small>', page)
+
+
+def test_runs_of_one_seed_are_not_several_seeds(pipeline):
+    folder = pipeline()
+    for run, seed in enumerate((7, 7, 8)):
+        edit(folder / f"linear_mae_s{run}" / "result.json", seed=seed)
+    assert write(folder)[1]["MAE", "linear"]["seeds"] == 2
+
+
+def texts(chart: str) -> set[str]:
+    return set(re.findall(r">([^<>\n]+)</text>", chart))
+
+
+def test_each_metric_goes_by_its_name_and_has_a_chart_of_its_own(pipeline):
+    folder = pipeline()
+    for path in folder.glob("linear_*/result.json"):
+        edit(path, metrics={"test/tag_map": 0.25, "test/tags_measured": 40})
+    page, entries = write(folder)
+    assert entries["WSP", "linear"]["metric"] == "test/tag_map"
+    charts = [chart for chart in re.findall(r"<svg.*?</svg>", page, re.S) if "of each initialisation" in chart]
+    by_title = {title: texts(chart) for chart in charts for title in texts(chart) if title.startswith("held-out")}
+    assert set(by_title) == {"held-out accuracy (%)", "held-out hashtag mAP (%)"} and len(charts) == 2
+    assert {"linear", "25.0 ± 0.0"} <= by_title["held-out hashtag mAP (%)"]
+    assert not {"finetune", "5-shot"} & by_title["held-out hashtag mAP (%)"]
+    assert {"finetune", "5-shot"} <= by_title["held-out accuracy (%)"]
+    assert "linear" not in by_title["held-out accuracy (%)"]
+    assert "a spoke for each task" not in page  # different things on one scale
+    assert page.count("<small>held-out hashtag mAP (%)</small>") == 4
+
+
+def test_where_all_is_measured_by_tag_map_nothing_says_accuracy(pipeline):
+    folder = pipeline(without=("classify", "linear", "low_shot"))
+    for path in folder.glob("*_s?/result.json"):
+        edit(path, metrics={"test/tag_map": 0.25})
+    page, _ = write(folder)
+    assert "accuracy" not in page.partition("How they learn")[0]
+    assert "held-out hashtag mAP (%), a spoke for each task" in page
+
+
+def test_the_first_evaluation_set_of_a_run_that_has_the_metric_counts(pipeline):
+    folder = pipeline()
+    for path in folder.glob("linear_*/result.json"):
+        edit(path, metrics={"real/accuracy": None, "val/accuracy": 0.5, "train/accuracy": 0.9})
+        edit(path.parent / "config.json", evals={"real": {}, "val": {}})
+        rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        rows = [{name.replace("test/", "val/"): value for name, value in row.items()} for row in rows]
+        text = "".join(json.dumps(row | {"real/loss": None}) + "\n" for row in rows)
+        (path.parent / "metrics.jsonl").write_text(text)
+    for path in folder.glob("low_shot_*/result.json"):
+        edit(path, metrics={"val/accuracy": 0.7, "val/accuracy_std": 0.1, "val/splits": 4})
+        edit(path.parent / "config.json", evals={"val": {}})
+    page, entries = write(folder)
+    entry = entries["random", "linear"]
+    assert (entry["metric"], entry["mean"]) == ("val/accuracy", 0.5)
+    assert (entries["MAE", "5-shot"]["splits"], entries["MAE", "5-shot"]["std"]) == (4, 0.1)
+    assert entries["random", "finetune"]["metric"] == "test/accuracy"
+    assert "accuracy on val (%) of each initialisation" in page
+    assert "accuracy on val (%) against examples seen" in page  # the curves of the linear probes
+    assert page.count("loss against examples seen") == 4
+
+
+def test_a_value_that_could_not_be_measured_is_no_result(pipeline):
+    folder = pipeline(seeds=1)
+    for value, init in ((None, "mae"), (float("nan"), "wsp"), (float("inf"), "mae_wsp")):
+        path = folder / f"linear_{init}_s0"
+        edit(path / "result.json", metrics={"test/accuracy": value})
+        with (path / "metrics.jsonl").open("a") as file:
+            row = {"step": 1050, "images_seen": 1050, "test/accuracy": value, "test/loss": value}
+            file.write(json.dumps(row) + "\n")
+    page, entries = write(folder)
+    assert [init for init, task in entries if task == "linear"] == ["random"]
+    assert page.count("no result") == 6  # in the table and in the chart
+
+
+def test_runs_say_examples_where_older_ones_said_images(finished, tmp_path):
+    folder, page = finished
+    new = shutil.copytree(folder, tmp_path / "run")
+    for path in [*new.glob("*/result.json"), *new.glob("*/metrics.jsonl")]:
+        text = path.read_text().replace("images_seen", "examples_seen").replace("images_per", "examples_per")
+        path.write_text(text)
+    assert write(new)[0].replace(str(new), str(folder)) == page
+    assert "256k" in page and "9.88k" in page
+
+
+MAE, WSP, TEXT = (dict(run=f"runs/{name}", step=100 * n) for n, name in enumerate(("mae", "wsp", "text"), 1))
+
+
+def test_where_weights_came_from_follows_the_lineage(pipeline):
+    folder = pipeline(seeds=1)
+    first, second, alone = MAE | {"parents": []}, WSP | {"parents": [0]}, TEXT | {"parents": []}
+    cases = {
+        "no other run": dict(lineage=[]),
+        "mae@100 → wsp@200": dict(lineage=[MAE, WSP]),  # before lineages were graphs
+        "mae@100": dict(lineage=[first], parents={"": 0}),
+        "image: mae@100 → wsp@200; text: text@300": dict(
+            lineage=[first, second, alone], parents={"image": 1, "text": 2}
+        ),
+        "(mae@100 + text@300) → wsp@200": dict(lineage=[first, alone, WSP | {"parents": [0, 1]}], parents={"": 2}),
+    }
+    runs = ("mae", "wsp", "mae_wsp", "classify_random_s0", "low_shot_wsp_s0")
+    for run, result in zip(runs, cases.values(), strict=True):
+        edit(folder / run / "result.json", **result)
+    page = write(folder)[0]
+    assert all(f"<td>{said}</td></tr>" in page for said in cases)
+
+
+def test_a_stage_may_start_from_several(pipeline):
+    folder = pipeline(seeds=1)
+    described = json.loads((folder / "pipeline.json").read_text())
+    stage = next(stage for stage in described["stages"] if stage["name"] == "mae_wsp")
+    stage["init_from"] = {"image": "wsp", "text": "mae"}
+    (folder / "pipeline.json").write_text(json.dumps(described))
+    assert "image: WSP, text: MAE" in write(folder)[0]
+    next(stage for stage in described["stages"] if stage["name"] == "mae")["init_from"] = "mae_wsp"
+    (folder / "pipeline.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="init_from of .* goes in a circle"):
+        reporting.write(folder)
 
 
 def test_missing_pieces_are_said(pipeline):
@@ -190,11 +308,11 @@ def test_charts_are_drawn_for_every_stage_kind(finished):
         tree = xml.etree.ElementTree.fromstring(chart.replace("xlink:", ""))
         assert tree.get("role") == "img" and tree.get("aria-label")
         assert "#fd00" not in chart and "#fe00" not in chart  # every stand-in colour became one of the theme's
-    texts = [set(re.findall(r">([^<>\n]+)</text>", chart)) for chart in charts]
-    for compared in texts[:2]:  # radar and dots
+    shown = [texts(chart) for chart in charts]
+    for compared in shown[:2]:  # radar and dots
         assert {"random", "MAE", "WSP", "MAE→WSP", "finetune", "linear", "5-shot"} <= compared
-    assert {"random", "MAE", "WSP", "MAE→WSP", "images seen", "loss"} <= texts[5]
-    assert "held-out accuracy (%)" in texts[6]
+    assert {"random", "MAE", "WSP", "MAE→WSP", "examples seen", "loss"} <= shown[5]
+    assert "held-out accuracy (%)" in shown[6]
 
 
 def test_the_newest_reconstruction_is_shown(finished):
