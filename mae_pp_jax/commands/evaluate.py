@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
-from mae_pp_jax.core import checkpoint, hardware, hosts, partition, storage
+from mae_pp_jax.core import checkpoint, hardware, hosts, leaves, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
@@ -64,16 +64,15 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
     step = checkpoint.find(folder, field="--workdir")
-    items = checkpoint.shapes(folder, step)
-    item = "ema" if "ema" in items else "params"
+    saved = checkpoint.weights(folder, step)
     shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
-    checkpoint.check_shapes(items[item], shapes, f"{folder}/checkpoints/{step}")
+    checkpoint.check_shapes(saved, shapes, f"{folder}/checkpoints/{step}")
     placed = partition.shardings(unflatten(shapes), shapes, config.mesh.rules, mesh)
     wanted = {
         path: jax.ShapeDtypeStruct(shapes[path].shape, shapes[path].dtype, sharding=sharding)
         for path, sharding in flatten(placed).items()
     }
-    params = unflatten(checkpoint.read(folder, step, item, wanted))
+    params = unflatten(leaves.read(saved, wanted))
     found = {"step": step}
     for evaluator in evaluators:
         if names is None or evaluator.name in names:

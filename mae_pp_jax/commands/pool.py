@@ -56,7 +56,8 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
                 crew.start(name, stages[name], folder / name)
             for name, result in crew.finished(POLL_SECONDS):
                 done.append(name)
-                shown = " ".join(f"{k} {v:.4g}" for k, v in result["metrics"].items() if k.startswith("test/") and v is not None)
+                known = {k: v for k, v in result["metrics"].items() if v is not None}
+                shown = " ".join(f"{k} {v:.4g}" for k, v in known.items() if k.startswith("test/"))
                 log.info("[%d/%d] %s: %s", len(done), len(stages), name, shown)
             watch.show(crew.busy, done)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, storage
+from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 
@@ -109,7 +109,9 @@ def report(plan: Plan, source: Mapping, target: Mapping, where: str) -> str:
     return "\n".join(lines)
 
 
-def transfer(rules: Handoff, run: storage.Path, step: str, params) -> tuple[dict, dict, str]:
+def transfer(
+    rules: Handoff, run: storage.Path, step: str, params
+) -> tuple[dict, dict, str, dict[str, leaves.Leaf]]:
     """Fills freshly initialised parameters with the weights of another run.
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
@@ -121,7 +123,8 @@ def transfer(rules: Handoff, run: storage.Path, step: str, params) -> tuple[dict
       params: nested dict of initialised, sharded parameters of this stage.
 
     Returns:
-      (parameters, record of the source for the lineage, report that names every leaf).
+      (parameters, record of the source for the lineage, report that names every leaf, where each leaf lies that came
+      as it is).
 
     Raises:
       UserError: the source is absent, of a stage these rules do not know, or does not match.
@@ -134,22 +137,23 @@ def transfer(rules: Handoff, run: storage.Path, step: str, params) -> tuple[dict
             f"config.init_from.run: {run} is a run of stage '{stage}'; "
             f"this stage starts from {' or '.join(rules.stages)}"
         )
-    items = checkpoint.shapes(run, at)
-    item = "ema" if "ema" in items else "params"
-    source, target = items[item], flatten(params)
+    source, target = checkpoint.weights(run, at), flatten(params)
+    item = "ema" if any(leaf.item == "ema" for leaf in source.values()) else "params"
     where = f"{run} (stage {stage}, step {at}, {item})"
     matched = plan(rules, source, target, where)
     account = report(matched, source, target, where)
     wanted = {s: _like(source[s], target[t]) for t, s in {**matched.moved, **matched.resized}.items()}
-    arrays = checkpoint.read(run, at, item, wanted)
+    arrays = leaves.read(source, wanted)
     for t, s in matched.moved.items():
         target[t] = jnp.asarray(arrays[s], target[t].dtype)
     for t, s in matched.resized.items():
         resize = next(f for p, f in rules.resize if re.fullmatch(p, t))
         value = np.asarray(resize(np.asarray(arrays[s]), target[t].shape), target[t].dtype)
         target[t] = jax.make_array_from_callback(value.shape, target[t].sharding, lambda index, v=value: v[index])
-    parent = dict(run=str(run), stage=stage, step=at, item=item, params_sha256=meta.get("params_sha256"))
-    return unflatten(target), {**parent, "lineage": meta["lineage"]}, account
+    sha256 = checkpoint.weights_sha256(run, at, source)
+    parent = dict(run=str(run), stage=stage, step=at, item=item, params_sha256=sha256)
+    same = {t: source[s] for t, s in matched.moved.items() if source[s].dtype == target[t].dtype}
+    return unflatten(target), {**parent, "lineage": meta["lineage"]}, account, same
 
 
 def _shape(leaf) -> str:

@@ -14,9 +14,10 @@ import clu.parameter_overview
 import jax
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, lease, metrics, partition, run_folder, storage
+from mae_pp_jax.core import checkpoint, handoff, hardware, hosts, lease, leaves, metrics, partition, preemption
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
+from mae_pp_jax.core import run_folder, storage
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.core.stage import Stage
@@ -28,22 +29,29 @@ INIT_STREAM = 2**32 - 1  # fold_in index of the initialisation; steps use 0, 1, 
 PROFILED_STEPS = 10
 
 
-def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str]:
+def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str, list[dict]]:
     """Random weights, then the handoff.
 
     Returns:
-      (state before the first update, record of the source run or None, what became of every weight).
+      (state before the first update, record of the source run or None, what became of every weight, and of those that
+      checkpoints refer to instead of writing them the source, as `leaves.references` says it).
     """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     with jax.set_mesh(prog.mesh):
         params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
-        source, account = None, "random initialisation"
+        source, account, moved = None, "random initialisation", {}
         if config.init_from.run:
             run = storage.path(config.init_from.run, "config.init_from.run")
-            params, source, account = handoff.transfer(stage.handoff, run, config.init_from.step, params)
+            params, source, account, moved = handoff.transfer(stage.handoff, run, config.init_from.step, params)
+        received = flatten(params)
         params = stage.prepare(params, prog.mesh)
-        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account
+        frozen = []
+        if config.checkpoint.frozen == "reference":
+            now = flatten(prog.optimizer.split(params)[1])
+            same = {path: leaf for path, leaf in moved.items() if now.get(path) is received[path]}
+            frozen = leaves.references(same, now)
+        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account, frozen
 
 
 def run(stage: Stage, workdir: str) -> dict:
@@ -76,7 +84,7 @@ def run(stage: Stage, workdir: str) -> dict:
         if (result := folder.result()) is not None:
             return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
-        state, source, account = (None, None, "") if resuming else initial_state(prog)
+        state, source, account, frozen = (None, None, "", []) if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
@@ -89,14 +97,20 @@ def run(stage: Stage, workdir: str) -> dict:
             wall_seconds=0.0,
         )
         if resuming:
-            state, meta = saves.restore(prog.shapes)
+            state, meta = saves.restore(prog.shapes, meta["revision"])
             _same_dataset(meta["dataset"], dataset, folder)
-            log.info("resumed %s at step %d", folder.path, int(state.step))
+            step = int(state.step)
+            meta |= dict(revision=run_folder.code_revision(), revisions=run_folder.revisions(meta, step))
+            if stage.config.checkpoint.frozen == "copy":
+                meta.pop("frozen", None)  # all of it is in memory by now
+            log.info("resumed %s at step %d", folder.path, step)
         else:
             log.info("%s", account)
-            meta["lineage"] = _lineage(stage, source)
+            meta |= dict(lineage=_lineage(stage, source), revisions=run_folder.revisions(meta, 0))
+            if frozen:
+                meta["frozen"] = frozen
         _describe(prog)
-        stop = cleanup.enter_context(hosts.Preemption())
+        stop = cleanup.enter_context(preemption.Preemption())
         cleanup.push(hosts.tell)
         return _Training(prog, folder, saves, meta, stop).go(state)
 
@@ -220,6 +234,7 @@ class _Training:
             dataset=self.stage.dataset,
             lineage=self.meta["lineage"],
             revision=self.meta["revision"],
+            revisions=self.meta["revisions"],
             params_sha256=run_folder.params_sha256(params),
         )
         self.folder.write_result(result)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import logging
 import time
@@ -137,10 +136,10 @@ def _versions() -> list[str]:
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     code = hashlib.sha256()
     package = storage.Path(__file__).parents[1]
-    folders = ([f"{part}/{name}" for name in storage.files(package / part)] for part in ("core", "models", "ops", "stages"))
-    for name in [*itertools.chain(*folders), "data/augment.py"]:
-        if name.endswith(".py"):
-            code.update(storage.read_bytes(package / name))
+    parts = ("core", "models", "ops", "stages")
+    names = [f"{part}/{name}" for part in parts for name in storage.files(package / part) if name.endswith(".py")]
+    for name in [*names, "data/augment.py"]:
+        code.update(storage.read_bytes(package / name))
     return [code.hexdigest(), *(f"{name} {found.get(name)}" for name in ("jax", "jaxlib", "libtpu", "flax"))]
 
 

@@ -146,8 +146,8 @@ def curve(runs: Iterable[Run], name: str) -> list[tuple[int, list[float]]]:
 
 def _values(run: Run, metric: str) -> tuple[int, float, float]:
     """(number of values, their mean, their standard deviation) that a finished run contributes."""
-    metrics = run.result.get("metrics", {})
-    return int(metrics.get("test/splits", 1)), _number(metrics, metric), _number({f"{metric}_std": 0.0, **metrics}, f"{metric}_std")
+    metrics = {f"{metric}_std": 0.0, **run.result.get("metrics", {})}
+    return int(metrics.get("test/splits", 1)), _number(metrics, metric), _number(metrics, f"{metric}_std")
 
 
 def _number(values: dict, name: str) -> float:
