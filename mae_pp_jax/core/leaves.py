@@ -92,7 +92,7 @@ def stored_pieces(leaf: Leaf) -> Iterator[np.ndarray]:
         return
     rows = max(1, hosts.PIECE_BYTES * leaf.shape[0] // max(1, int(np.prod(leaf.shape)) * leaf.dtype.itemsize))
     for start in range(0, leaf.shape[0], rows):
-        yield np.asarray(store[start : start + rows].read().result())
+        yield np.asarray(store[start : min(start + rows, leaf.shape[0])].read().result())
 
 
 def sha256(leaves: Mapping, pieces: Callable[..., Iterable[np.ndarray]]) -> str:

@@ -224,8 +224,8 @@ def create(path: PathLike, content: str, mark: str) -> bool:
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{mark}.tmp")
-    temporary.write_bytes(content.encode())
     try:
+        temporary.write_bytes(content.encode())
         os.link(temporary, path)
         return True
     except FileExistsError:  # or ours: a server that did not hear the answer is asked twice
