@@ -140,24 +140,22 @@ class _Training:
         log.info("compiled the train step in %.1f s", time.monotonic() - compile_began)
         self.progress = metrics.Progress(stage.config.stage, start, total, self.batch)
         batches = stage.train_batches(start)
-        tracing = False
+        first = min(start + 2, total - 1)
+        trace = _Trace(self.folder.path / "profile", first, min(start + 2 + PROFILED_STEPS, total))
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(self.rows.close)
             cleanup.callback(self.board.close)
             cleanup.callback(self.progress.close)
+            cleanup.callback(trace.close)
             batch = partition.to_global(next(batches), self.mesh) if step < total else None
             while step < total:
-                if stage.config.profile and step == min(start + 2, total - 1):
-                    jax.profiler.start_trace(str(self.folder.path / "profile"))
-                    tracing = True
+                if stage.config.profile:
+                    trace.before(step)
                 state = update(state, batch)
                 step += 1
                 batch = partition.to_global(next(batches), self.mesh) if step < total else None
                 self.progress.advance(step)
-                if tracing and step == min(start + 2 + PROFILED_STEPS, total):
-                    jax.block_until_ready(state.step)
-                    jax.profiler.stop_trace()
-                    tracing = False
+                trace.after(step, state)
                 if step % lengths.log == 0 or step == total:
                     state = self.log(step, state)
                 if step % lengths.evaluate == 0 or step == total:
@@ -240,6 +238,39 @@ class _Training:
         self.folder.write_result(result)
         log.info("finished %s: %s", self.folder.path, _shown(result["metrics"]))
         return result
+
+
+class _Trace:
+    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning and never ends the training.
+
+    JAX has one profiler a process: left open, it would refuse the next run that wants one.
+    """
+
+    def __init__(self, folder: storage.Path, first: int, last: int):
+        self._folder, self._first, self._last = str(folder), first, last
+        self._open = False
+
+    def before(self, step: int) -> None:
+        if step == self._first:
+            self._open = self._try(lambda: jax.profiler.start_trace(self._folder))
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._open and step == self._last:
+            jax.block_until_ready(state.step)
+            self.close()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._try(jax.profiler.stop_trace)
+
+    def _try(self, act) -> bool:
+        try:
+            act()
+            return True
+        except Exception as error:  # of any kind: the profiler's plugins raise what they like
+            log.warning("config.profile: no trace in %s: %s", self._folder, error)
+            return False
 
 
 def _shown(values: dict[str, float | None]) -> str:
