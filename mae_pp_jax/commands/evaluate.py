@@ -1,6 +1,7 @@
 """`evaluate`: measures the newest checkpoint of a run."""
 
 import argparse
+import logging
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from mae_pp_jax.core import checkpoint, hardware, hosts, leaves, partition, stor
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation split; prints the metrics as JSON and writes
 WORKDIR/evaluation_STEP.json.
@@ -78,6 +81,8 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         if names is None or evaluator.name in names:
             values = evaluator.run(params, mesh)
             found |= {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+    if absent := [name for name, value in found.items() if not np.isfinite(value)]:
+        log.info("%s: not a finite number, null in the JSON", ", ".join(absent))
     if hosts.first():
         storage.write_json(folder / f"evaluation_{step}.json", found)
     return found

@@ -195,9 +195,10 @@ class _Watch:
         for name in running:
             row = _last_row(self._folder / name / "metrics.jsonl")
             images, flops = self._work[name]
+            loss = row.get("train/loss")
             share = min(row.get("images_seen", 0) / images, 1.0)
             spent += share * flops
-            parts.append(f"{name} {share:.0%}" + (f" loss {row['train/loss']:.3g}" if "train/loss" in row else ""))
+            parts.append(f"{name} {share:.0%}" + ("" if loss is None else f" loss {loss:.3g}"))
         if self._start is None:
             self._start = spent  # what earlier calls had finished tells nothing about the speed of this one
         gone = spent - self._start

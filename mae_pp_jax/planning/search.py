@@ -19,6 +19,8 @@ from mae_pp_jax.planning.report import gib
 
 log = logging.getLogger(__name__)
 
+FOLDER = storage.Path("runs/plan")  # of searches that are given no file
+
 
 class Journal:
     """What was compiled so far: a file of JSON lines, appended to as each candidate is done.
@@ -36,7 +38,7 @@ class Journal:
         asked = json.dumps([fixed, chosen.name, _versions()], sort_keys=True)
         self._question = hashlib.sha256(asked.encode()).hexdigest()[:12]
         name = f"{config['stage']}_{chosen.name.replace(':', '-').replace('*', 'x')}_{self._question}.jsonl"
-        self.path = path or storage.Path("runs/plan") / name
+        self.path = path or FOLDER / name
 
     def read(self) -> dict[Candidate, dict]:
         """Candidate → report of this very question; lines of other questions, and a torn last line, are left out."""

@@ -12,8 +12,9 @@ from tests.conftest import ROOT, TINY_MAE, arguments
 MAE = str(ROOT / "configs/mae/digits.py")
 
 
-def run(folder, **changes) -> int:
-    return main(["train", f"--config={MAE}", f"--workdir={folder}", *arguments({**TINY_MAE, "profile": "true", **changes})])
+def run(folder) -> int:
+    overrides = {**TINY_MAE, "profile": "true"}
+    return main(["train", f"--config={MAE}", f"--workdir={folder}", *arguments(overrides)])
 
 
 def traces(folder) -> list:

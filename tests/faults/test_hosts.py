@@ -325,6 +325,7 @@ def test_a_loss_that_is_not_finite_ends_all(tmp_path):
     code, _, err = ended(local(2, *long_run(folder, **{**explode, "log_every": "1 steps"})))
     assert code == 3
     assert (err + said(folder)).count("stopped: step ") == 1 and "not finite" in err
+    assert not (folder / "lease").exists()
 
 
 @pytest.mark.slow
