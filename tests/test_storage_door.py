@@ -14,7 +14,7 @@ OTHER_FILES = {
     "core/hosts.py": "devices of this machine in /dev",
     "core/lease.py": "what /proc says about a process",
     "commands/data_build.py": "the folder of datasets",
-    "planning/process.py": "a temporary folder shared with a process of this machine",
+    "workers/compilation.py": "a temporary folder shared with a process of this machine",
     "interop/download.py": "the user's cache of downloads",
     "data": "datasets, and caches of them on a local disk",
 }

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import checkpoint, console, hardware, partition, storage
+from mae_pp_jax.core import checkpoint, console, hardware, leaves, partition, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model, unflatten
@@ -157,9 +157,8 @@ def load(
     """
     step = checkpoint.find(run, field="--workdir")
     config = checkpoint.meta(run, step)["config"]
-    items = checkpoint.shapes(run, step)
-    item = "ema" if "ema" in items else "params"
-    saved = {p: leaf for p, leaf in items[item].items() if p.startswith("encoder/") or p == "projection/kernel"}
+    found = checkpoint.weights(run, step)
+    saved = {p: leaf for p, leaf in found.items() if p.startswith("encoder/") or p == "projection/kernel"}
     if "encoder/pos_embed" not in saved:
         raise UserError(f"--workdir: {run} is a run of stage '{config['stage']}' and holds no image encoder")
     model = _model(run, config["model"], saved, pool)
@@ -168,7 +167,7 @@ def load(
     module = Model(lambda rngs: vit.Encoder(model, side, pooled=ends_in_mean, rngs=rngs))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     wanted = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for path, leaf in saved.items()}
-    params = checkpoint.read(run, step, item, wanted)
+    params = leaves.read(saved, wanted)
     table = np.asarray(params["encoder/pos_embed"])
     grid = (vit.grid_side(model, side),) * 2
     method = resize or checkpoint.imported_from(run, step).get("resize", "mae")

@@ -1,14 +1,19 @@
 """`evaluate`: measures the newest checkpoint of a run."""
 
 import argparse
+import logging
+import math
+import numbers
 
 import jax
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
-from mae_pp_jax.core import checkpoint, hardware, hosts, partition, storage
+from mae_pp_jax.core import checkpoint, hardware, hosts, leaves, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation split; prints the metrics as JSON and writes
 WORKDIR/evaluation_STEP.json.
@@ -63,22 +68,23 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
     step = checkpoint.find(folder, field="--workdir")
-    items = checkpoint.shapes(folder, step)
-    item = "ema" if "ema" in items else "params"
+    saved = checkpoint.weights(folder, step)
     shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
-    checkpoint.check_shapes(items[item], shapes, f"{folder}/checkpoints/{step}")
+    checkpoint.check_shapes(saved, shapes, f"{folder}/checkpoints/{step}")
     axes = partition.axes_of(stage.parameter_axes(), shapes)
     placed = partition.shardings(unflatten(shapes), axes, config.mesh.rules, mesh)
     wanted = {
         path: jax.ShapeDtypeStruct(shapes[path].shape, shapes[path].dtype, sharding=sharding)
         for path, sharding in flatten(placed).items()
     }
-    params = unflatten(checkpoint.read(folder, step, item, wanted))
+    params = unflatten(leaves.read(saved, wanted))
     found = {"step": step}
     for evaluator in evaluators:
         if names is None or evaluator.name in names:
             values = evaluator.run(params, mesh)
-            found |= {name: value for name, value in values.items() if isinstance(value, float | int)}
+            found |= {name: value for name, value in values.items() if isinstance(value, numbers.Real)}
+    if absent := [name for name, value in found.items() if not math.isfinite(value)]:
+        log.info("%s: not a finite number, null in the JSON", ", ".join(absent))
     if hosts.first():
         storage.write_json(folder / f"evaluation_{step}.json", found)
     return found

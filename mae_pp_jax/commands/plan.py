@@ -114,7 +114,7 @@ def search(
         raise UserError(f"--search: {topology} has no cycle estimates to compare; name a slice of TPUs such as v5e:8x8")
     if jobs < 1:
         raise UserError(f"--jobs: must be at least 1, got {jobs}")
-    _check_outputs(json_file, search_file)
+    _check_outputs(json_file, search_file or str(search_lib.FOLDER / "any.jsonl"))
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     mapping = config_lib.to_dict(resolved)
     policies = config_lib.choices(type(resolved), "model.remat")

@@ -1,21 +1,25 @@
 """Checkpoints of a run through orbax: `FOLDER/STEP/{params,train,ema,meta}`, asynchronous, atomic, verified.
 
 `params` (and `ema` when there is one) stand apart from the rest of the train state, so that the next stage reads
-weights without optimizer state. Orbax writes into a temporary folder and renames it when complete; just before that,
-size and CRC-32 of every file are noted in `STEP/digest.json`, as array storage alone does not notice a flipped byte.
+weights without optimizer state. Frozen weights may lie in the checkpoint of the run that they came from instead: `meta`
+then says which one, with their SHA-256 (`weights` follows such references). Orbax writes into a temporary folder and
+renames it when complete; just before that, size and CRC-32 of every file are noted in `STEP/digest.json`, as array
+storage alone does not notice a flipped byte.
 """
 
 import contextlib
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from mae_pp_jax.core import hosts, storage
+from mae_pp_jax.core import hosts, leaves, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
+from mae_pp_jax.core.leaves import Leaf
 from mae_pp_jax.core.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -71,16 +75,19 @@ class Checkpoints:
         """
         self._still_owned()
         self.wait()
-        self._check_space(state)
+        elsewhere = {path for entry in meta.get("frozen", ()) for path in entry["leaves"]}
+        params = unflatten({path: leaf for path, leaf in flatten(state.params).items() if path not in elsewhere})
+        parts = dict(params=params, train=_named(_train_part(state)))
+        if state.ema is not None:
+            parts["ema"] = state.ema
+        self._check_space(parts)
         self._saving = step
         with self._all_or_nothing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    train=ocp.args.StandardSave(_named(_train_part(state))),
                     meta=ocp.args.JsonSave(meta),
-                    **({} if state.ema is None else {"ema": ocp.args.StandardSave(state.ema)}),
+                    **{item: ocp.args.StandardSave(tree) for item, tree in parts.items()},
                 ),
             )
 
@@ -90,11 +97,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         hosts.barrier()
 
-    def _check_space(self, state: TrainState) -> None:
+    def _check_space(self, parts: dict) -> None:
         """Refuses before anything is written; a disk that fills up half-way is noticed too, but by many at once."""
         if not hosts.first():
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPACE_FOR_INDEXES
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) + SPACE_FOR_INDEXES
         free = storage.free_space(self.folder)
         if free < needed:
             raise UserError(
@@ -120,30 +127,32 @@ class Checkpoints:
             (half,) = (path for path in _half_written(self.folder) if path.name.startswith(f"{self._saving}."))
             write_digest(half)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-        """The newest readable state and its meta, or None where the folder holds no checkpoint.
+    def restore(self, like: TrainState, revision: str) -> tuple[TrainState, dict] | None:
+        """The newest readable state and its meta, or None where the folder holds no checkpoint; the same everywhere.
 
         A damaged checkpoint is passed over with a warning and the one before is used; the damaged one is then moved to
         `damaged_checkpoints/` beside the folder. While there is no good one, nothing is moved.
 
         Args:
           like: a state of ShapeDtypeStructs with shardings; they may belong to another mesh than the saved one.
+          revision: of the code that restores, for errors.
 
         Raises:
-          UserError: there are checkpoints, but none is readable or their shapes are not those of this run.
+          UserError: there are checkpoints, but none is readable, or the state is not that of this run's model and
+            optimizer, or the run that a frozen part came from is gone or has changed.
         """
+        run = self.folder.parent
         found = hosts.from_first(lambda: steps(self.folder))
         for index, step in reversed(list(enumerate(found))):
-            problem = hosts.from_first(lambda at=self.folder / str(step): _damage(at))
+            looked = hosts.from_first(lambda at=step: _look(run, at))
+            problem, restored = looked["problem"], None
             if problem is None:
-                check_shapes(shapes(self.folder.parent, step)["params"], flatten(like.params), f"{self.folder}/{step}")
-                try:
-                    restored = self._read(step, like)
-                except (ValueError, OSError, KeyError) as error:  # what orbax and tensorstore raise on bad files
-                    problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                else:
-                    self._set_aside(found[index + 1 :])
-                    return restored
+                problem, restored = _attempt(run, step, looked["meta"], like, revision)
+                # Storage may fail one process alone; then none goes on from here.
+                problem = next(filter(None, hosts.everyone(problem)), None)
+            if problem is None:
+                self._set_aside(found[index + 1 :])
+                return restored, looked["meta"]
             log.warning("checkpoint %s/%d is damaged (%s): using the one before", self.folder, step, problem)
         if found:
             raise UserError(
@@ -151,21 +160,6 @@ class Checkpoints:
                 "damaged); restore one of them from a copy, or start again in another folder"
             )
         return None
-
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        train_like = _train_part(like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(like.params),
-                train=ocp.args.StandardRestore(_named(train_like)),
-                meta=ocp.args.JsonRestore(),
-                **({} if like.ema is None else {"ema": ocp.args.StandardRestore(like.ema)}),
-            ),
-        )
-        leaves = flatten(restored["train"])
-        train = jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(path)], train_like)
-        return TrainState(params=restored["params"], ema=restored.get("ema"), **train), restored["meta"]
 
     def _set_aside(self, damaged: list[int]) -> None:
         if hosts.first():
@@ -211,8 +205,12 @@ def find(run: storage.Path, step: str = "last", field: str = "config.init_from")
 
 
 def meta(run: storage.Path, step: int) -> dict:
-    """The JSON part of a checkpoint: config, lineage, code revision, dataset."""
-    return hosts.from_first(lambda: storage.read_json(run / "checkpoints" / str(step) / "meta" / "metadata"))
+    """The JSON part of a checkpoint: config, lineage, code revisions, dataset, where frozen weights lie."""
+    return hosts.from_first(lambda: _meta(run, step))
+
+
+def _meta(run: storage.Path, step: int) -> dict:
+    return storage.read_json(run / "checkpoints" / str(step) / "meta" / "metadata")
 
 
 def imported_from(run: storage.Path, step: int) -> dict:
@@ -221,34 +219,38 @@ def imported_from(run: storage.Path, step: int) -> dict:
     return lineage[0] if len(lineage) == 1 and "format" in lineage[0] else {}
 
 
-def shapes(run: storage.Path, step: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Item ("params", perhaps "ema") → path → shape and dtype, without reading arrays."""
-    folder = storage.absolute(run / "checkpoints" / str(step))
-    out, reader = {}, ocp.PyTreeCheckpointHandler()
-    for item in ("params", "ema"):
-        if storage.is_dir(folder / item):
-            tree = reader.metadata(folder / item).tree
-            out[item] = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in flatten(tree).items()}
-    return out
-
-
-def read(run: storage.Path, step: int, item: str, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads some leaves of an item, each straight into the sharding of its ShapeDtypeStruct.
+def weights(run: storage.Path, step: int, *, average: bool = True) -> dict[str, Leaf]:
+    """Path → where each weight of a checkpoint lies, wherever that is; no array is read.
 
     Args:
       run: folder of a run.
       step: step of the checkpoint.
-      item: "params" or "ema".
-      wanted: path → ShapeDtypeStruct with sharding; other leaves are not read.
+      average: whether to take the running average (`ema`) where there is one, as it is what the run evaluated.
+
+    Raises:
+      UserError: the run that frozen weights came from is gone or has changed.
     """
-    folder = storage.absolute(run / "checkpoints" / str(step) / item)
-    tree = unflatten(wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
-        got = reader.restore(
-            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
-        )
-    return flatten(got)
+    frozen = hosts.from_first(lambda: leaves.verified(run, _meta(run, step)))
+    return _weights(run, step, frozen, average)
+
+
+def _weights(run: storage.Path, step: int, frozen: Iterable[dict], average: bool) -> dict[str, Leaf]:
+    found = leaves.of_item(run, step, "params")
+    for entry in frozen:
+        found |= leaves.referred(entry)
+    return found | (leaves.of_item(run, step, "ema") if average else {})
+
+
+def weights_sha256(run: storage.Path, step: int, found: Mapping[str, Leaf]) -> str:
+    """SHA-256 of `weights` as `result.json` has it: from there for the step that it is of, else computed."""
+
+    def known() -> str:
+        result = storage.read_json(run / "result.json") if storage.is_file(run / "result.json") else {}
+        if result.get("step") == step and result.get("params_sha256"):
+            return result["params_sha256"]
+        return leaves.sha256(found, leaves.stored_pieces)
+
+    return hosts.from_first(known)
 
 
 def check_shapes(saved: dict, wanted: dict, where: str) -> None:
@@ -261,6 +263,70 @@ def check_shapes(saved: dict, wanted: dict, where: str) -> None:
                 f"{where}: parameter {path} is {a} there and {b} in this run's model; "
                 "use the config it was trained with, or another --workdir"
             )
+
+
+def _look(run: storage.Path, step: int) -> dict:
+    """{problem: what is damaged, or None; meta: JSON part} of a checkpoint, as process 0 finds it for all.
+
+    Raises:
+      UserError: the run that frozen weights came from is gone or has changed.
+    """
+    folder = run / "checkpoints" / str(step)
+    if problem := _damage(folder):
+        return dict(problem=problem, meta=None)
+    try:
+        found = _meta(run, step)
+    except (OSError, UserError) as error:
+        return dict(problem=str(error), meta=None)
+    leaves.verified(run, found)
+    return dict(problem=None, meta=found)
+
+
+def _attempt(run: storage.Path, step: int, found: dict, like: TrainState, revision: str):
+    """(None, state) of a checkpoint, or (why this process cannot read it, None)."""
+    try:
+        return None, _read_state(run, step, found, like, revision)
+    except (ValueError, OSError, KeyError) as error:  # what Orbax and tensorstore raise on bad files
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}", None
+
+
+def _read_state(run: storage.Path, step: int, found: dict, like: TrainState, revision: str) -> TrainState:
+    where = f"{run / 'checkpoints'}/{step}"
+    params = _weights(run, step, found.get("frozen", ()), average=False)
+    check_shapes(params, flatten(like.params), where)
+    train_like = _train_part(like)
+    saved, wanted = leaves.of_item(run, step, "train"), flatten(_named(train_like))
+    sums = {path for path in {*saved, *wanted} if path.startswith(("metrics/", "counts/"))}
+    if changed := _differences(saved, wanted, ignored=sums):
+        raise UserError(
+            f"{where}: the optimizer or the code has changed since this run was started ({changed}; code "
+            f"{found.get('revision')}, now {revision}); go on with the config and code it was started with, or start a "
+            f"new run with config.init_from.run={run}"
+        )
+    if new := sorted(sums - set(saved)):
+        log.info("%s: %s: not there yet, begin at 0", where, ", ".join(new))
+    if gone := sorted(sums - set(wanted)):
+        log.info("%s: %s: not known any more, left out", where, ", ".join(gone))
+    got = leaves.read(saved, {path: leaf for path, leaf in wanted.items() if path in saved})
+    got |= {path: _zeros(wanted[path]) for path in new}
+    train = jax.tree_util.tree_map_with_path(lambda path, _: got[_name(path)], train_like)
+    ema = None
+    if like.ema is not None:
+        ema = unflatten(leaves.read(leaves.of_item(run, step, "ema"), flatten(like.ema)))
+    return TrainState(params=unflatten(leaves.read(params, flatten(like.params))), ema=ema, **train)
+
+
+def _differences(saved: Mapping[str, Leaf], wanted: Mapping, ignored: set[str]) -> str:
+    """The first leaf that is not the same in both, in words; empty where all are."""
+    for path in sorted({*saved, *wanted} - ignored):
+        a, b = (f"{side[path].dtype}{list(side[path].shape)}" if path in side else "absent" for side in (saved, wanted))
+        if a != b:
+            return f"{path} was {a}, is {b}"
+    return ""
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda _: np.zeros(like.shape, like.dtype))
 
 
 def _train_part(state: TrainState) -> dict:

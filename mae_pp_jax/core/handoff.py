@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, storage
+from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 
@@ -125,7 +125,9 @@ def sources(init_from) -> dict[str, Any]:
     return {part: source for part, source in parts.items() if source.run}
 
 
-def transfer(rules: Handoff | Mapping[str, Handoff], init_from, params) -> tuple[dict, dict[str, dict], str]:
+def transfer(
+    rules: Handoff | Mapping[str, Handoff], init_from, params
+) -> tuple[dict, dict[str, dict], str, dict[str, leaves.Leaf]]:
     """Fills freshly initialised parameters with the weights of other runs.
 
     Args:
@@ -134,28 +136,30 @@ def transfer(rules: Handoff | Mapping[str, Handoff], init_from, params) -> tuple
       params: nested dict of initialised, sharded parameters of this stage.
 
     Returns:
-      (parameters, part → record of its source for the lineage, report that names every leaf).
+      (parameters, part → record of its source for the lineage, report that names every leaf, where each leaf lies that
+      came as it is).
 
     Raises:
       UserError: a source is absent, of a stage these rules do not know, or does not match.
     """
-    target, records, accounts = flatten(params), {}, []
+    target, records, accounts, unchanged = flatten(params), {}, [], {}
     reached: set[str] = set()
     for part, source in sources(init_from).items():
         own = rules[part] if part else rules
         scope = {path: leaf for path, leaf in target.items() if re.fullmatch(own.scope, path)}
         if twice := reached & set(scope):
             raise ValueError(f"two parts of the handoff answer for {min(twice)}; give them scopes that do not overlap")
-        filled, records[part], account = _transfer(own, source, scope, part)
+        filled, records[part], account, same = _transfer(own, source, scope, part)
         target |= filled
+        unchanged |= same
         reached |= set(scope)
         accounts.append(account)
     if rest := [f"  fresh    {path} {_shape(leaf)}" for path, leaf in target.items() if path not in reached]:
         accounts += ["from no run:", *rest]
-    return unflatten(target), records, "\n".join(accounts)
+    return unflatten(target), records, "\n".join(accounts), unchanged
 
 
-def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, dict, str]:
+def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, dict, str, dict[str, leaves.Leaf]]:
     """Fills the leaves `target` (by path) from one source; the others as `transfer`.
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
@@ -169,22 +173,24 @@ def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, di
         raise UserError(
             f"{field}.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
         )
-    items = checkpoint.shapes(run, at)
-    item = "ema" if "ema" in items else "params"
-    source, target = items[item], dict(target)
+    source, target = checkpoint.weights(run, at), dict(target)
+    item = "ema" if any(leaf.item == "ema" for leaf in source.values()) else "params"
     where = f"{run} (stage {stage}, step {at}, {item})"
     matched = plan(rules, source, target, where)
     account = report(matched, source, target, where)
     wanted = {s: _like(source[s], target[t]) for t, s in {**matched.moved, **matched.resized}.items()}
-    arrays = checkpoint.read(run, at, item, wanted)
+    arrays = leaves.read(source, wanted)
     for t, s in matched.moved.items():
         target[t] = jnp.asarray(arrays[s], target[t].dtype)
     for t, s in matched.resized.items():
         resize = next(f for p, f in rules.resize if re.fullmatch(p, t))
         value = np.asarray(resize(np.asarray(arrays[s]), target[t].shape), target[t].dtype)
         target[t] = jax.make_array_from_callback(value.shape, target[t].sharding, lambda index, v=value: v[index])
-    parent = dict(run=str(run), stage=stage, step=at, item=item, params_sha256=meta.get("params_sha256"))
-    return target, {**parent, "lineage": meta["lineage"], "parents": meta.get("parents")}, account
+    record = dict(
+        run=str(run), stage=stage, step=at, item=item, params_sha256=checkpoint.weights_sha256(run, at, source)
+    )
+    same = {t: source[s] for t, s in matched.moved.items() if source[s].dtype == target[t].dtype}
+    return target, {**record, "lineage": meta["lineage"], "parents": meta.get("parents")}, account, same
 
 
 def _shape(leaf) -> str:

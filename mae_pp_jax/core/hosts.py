@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -24,7 +23,6 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from jax._src import distributed  # the service's client has no public name; orbax takes it from here too
-from jax.experimental import multihost_utils
 
 from mae_pp_jax.core import console
 from mae_pp_jax.core.errors import ProcessLost, UserError, line
@@ -300,36 +298,6 @@ def pieces(leaf: jax.Array) -> Iterator[np.ndarray]:
 def _cutter(mesh: jax.sharding.Mesh, step: int):
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(lambda leaf, start: jax.lax.dynamic_slice_in_dim(leaf, start, step), out_shardings=whole)
-
-
-class Preemption:
-    """SIGTERM to this process or, of a run of many, to any of them: one answer for all at the same step.
-
-    With one process a step costs a look at an event. With many, JAX's preemption service hears the signal, tells the
-    other processes in the background and sets the step after the furthest one as the meeting point; until a signal
-    comes, a step costs one look at memory, no message.
-    """
-
-    _calls = itertools.count()  # of all training loops of this process, as JAX wants numbers that only grow
-
-    def __init__(self):
-        self._event = threading.Event()
-
-    def __enter__(self):
-        self._catches = count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._catches:
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._event.set())
-        return self
-
-    def __exit__(self, *_):
-        if self._catches:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def reached(self) -> bool:
-        """Whether to save and leave now; every process asks once a step."""
-        if count() == 1:
-            return self._event.is_set()
-        return multihost_utils.reached_preemption_sync_point(next(self._calls))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import numbers
 import time
 
 import clu.parameter_overview
@@ -20,9 +21,11 @@ from mae_pp_jax.core import (
     hardware,
     hosts,
     lease,
+    leaves,
     lineage,
     metrics,
     partition,
+    preemption,
     run_folder,
     storage,
 )
@@ -39,21 +42,28 @@ INIT_STREAM = 2**32 - 1  # fold_in index of the initialisation; steps use 0, 1, 
 PROFILED_STEPS = 10
 
 
-def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict], str]:
+def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict], str, list[dict]]:
     """Random weights, then the handoff.
 
     Returns:
-      (state before the first update, records of the source runs by part, what became of every weight).
+      (state before the first update, records of the source runs by part, what became of every weight, and of those that
+      checkpoints refer to instead of writing them the source, as `leaves.references` says it).
     """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     with jax.set_mesh(prog.mesh):
         params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
-        sources, account = {}, "random initialisation"
+        sources, account, moved = {}, "random initialisation", {}
         if handoff.sources(config.init_from):
-            params, sources, account = handoff.transfer(stage.handoff, config.init_from, params)
+            params, sources, account, moved = handoff.transfer(stage.handoff, config.init_from, params)
+        received = flatten(params)
         params = stage.prepare(params, prog.mesh)
-        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account
+        frozen = []
+        if config.checkpoint.frozen == "reference":
+            now = flatten(prog.optimizer.split(params)[1])
+            same = {path: leaf for path, leaf in moved.items() if now.get(path) is received[path]}
+            frozen = leaves.references(same, now)
+        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, frozen
 
 
 def run(stage: Stage, workdir: str) -> dict:
@@ -86,7 +96,7 @@ def run(stage: Stage, workdir: str) -> dict:
         if (result := folder.result()) is not None:
             return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
-        state, sources, account = (None, {}, "") if resuming else initial_state(prog)
+        state, sources, account, frozen = (None, {}, "", []) if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
@@ -98,14 +108,21 @@ def run(stage: Stage, workdir: str) -> dict:
             wall_seconds=0.0,
         )
         if resuming:
-            state, meta = saves.restore(prog.shapes)
+            state, meta = saves.restore(prog.shapes, meta["revision"])
             _same_dataset(meta["dataset"], dataset, folder)
-            log.info("resumed %s at step %d", folder.path, int(state.step))
+            step = int(state.step)
+            meta |= dict(revision=run_folder.code_revision(), revisions=run_folder.revisions(meta, step))
+            if stage.config.checkpoint.frozen == "copy":
+                meta.pop("frozen", None)  # all of it is in memory by now
+            log.info("resumed %s at step %d", folder.path, step)
         else:
             log.info("%s", account)
             meta["lineage"], meta["parents"] = lineage.join(sources)
+            meta["revisions"] = run_folder.revisions(meta, 0)
+            if frozen:
+                meta["frozen"] = frozen
         _describe(prog)
-        stop = cleanup.enter_context(hosts.Preemption())
+        stop = cleanup.enter_context(preemption.Preemption())
         cleanup.push(hosts.tell)
         return _Training(prog, folder, saves, meta, stop).go(state)
 
@@ -135,24 +152,22 @@ class _Training:
         log.info("compiled the train step in %.1f s", time.monotonic() - compile_began)
         self.progress = metrics.Progress(stage.config.stage, start, total, self.batch, stage.example)
         batches = stage.train_batches(start)
-        tracing = False
+        first = min(start + 2, total - 1)
+        trace = _Trace(self.folder.path / "profile", first, min(start + 2 + PROFILED_STEPS, total))
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(self.rows.close)
             cleanup.callback(self.board.close)
             cleanup.callback(self.progress.close)
+            cleanup.callback(trace.close)
             batch = partition.to_global(next(batches), self.mesh) if step < total else None
             while step < total:
-                if stage.config.profile and step == min(start + 2, total - 1):
-                    jax.profiler.start_trace(str(self.folder.path / "profile"))
-                    tracing = True
+                if stage.config.profile:
+                    trace.before(step)
                 state = update(state, batch)
                 step += 1
                 batch = partition.to_global(next(batches), self.mesh) if step < total else None
                 self.progress.advance(step)
-                if tracing and step == min(start + 2 + PROFILED_STEPS, total):
-                    jax.block_until_ready(state.step)
-                    jax.profiler.stop_trace()
-                    tracing = False
+                trace.after(step, state)
                 if step % lengths.log == 0 or step == total:
                     state = self.log(step, state)
                 if step % lengths.evaluate == 0 or step == total:
@@ -188,7 +203,7 @@ class _Training:
         with self.progress.paused():
             for evaluator in self.evaluators:
                 found = evaluator.run(params, self.mesh)
-                scalars = {n: v for n, v in found.items() if isinstance(v, float | int)}
+                scalars = {n: v for n, v in found.items() if isinstance(v, numbers.Real)}
                 if scalars:
                     self.rows.write(step, step * self.batch, scalars)
                     log.info("step %d %s", step, " ".join(f"{n} {v:.4g}" for n, v in scalars.items()))
@@ -228,11 +243,45 @@ class _Training:
             lineage=self.meta["lineage"],
             parents=lineage.parents_of(self.meta["lineage"], self.meta.get("parents")),
             revision=self.meta["revision"],
+            revisions=self.meta["revisions"],
             params_sha256=run_folder.params_sha256(params),
         )
         self.folder.write_result(result)
         log.info("finished %s: %s", self.folder.path, _shown(result["metrics"]))
         return result
+
+
+class _Trace:
+    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning and never ends the training.
+
+    JAX has one profiler a process: left open, it would refuse the next run that wants one.
+    """
+
+    def __init__(self, folder: storage.Path, first: int, last: int):
+        self._folder, self._first, self._last = str(folder), first, last
+        self._open = False
+
+    def before(self, step: int) -> None:
+        if step == self._first:
+            self._open = self._try(lambda: jax.profiler.start_trace(self._folder))
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._open and step == self._last:
+            jax.block_until_ready(state.step)
+            self.close()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._try(jax.profiler.stop_trace)
+
+    def _try(self, act) -> bool:
+        try:
+            act()
+            return True
+        except Exception as error:  # of any kind: the profiler's plugins raise what they like
+            log.warning("config.profile: no trace in %s: %s", self._folder, error)
+            return False
 
 
 def _shown(values: dict[str, float | None]) -> str:

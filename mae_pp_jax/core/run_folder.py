@@ -1,14 +1,13 @@
 """The folder of a run: who may use it, and its files `config.json`, `metrics.jsonl`, `log.txt`, `result.json`."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
 
 import mae_pp_jax
-from mae_pp_jax.core import checkpoint, hosts, storage
+from mae_pp_jax.core import checkpoint, hosts, leaves, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
@@ -113,12 +112,14 @@ class _FileLog(logging.StreamHandler):
 
 def params_sha256(params: Mapping) -> str:
     """SHA-256 over path, dtype, shape and bytes of every parameter in path order; all processes must take part."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(params).items()):
-        digest.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
-        for piece in hosts.pieces(leaf):
-            digest.update(piece.tobytes())
-    return digest.hexdigest()
+    return leaves.sha256(flatten(params), hosts.pieces)
+
+
+def revisions(meta: Mapping, step: int) -> list[dict]:
+    """The code revisions that a resumed run was trained with, each with the step from which on; this one the last."""
+    known = meta.get("revisions") or [{"step": 0, "revision": meta["revision"]}]  # older runs noted the first alone
+    now = code_revision()
+    return known if known[-1]["revision"] == now else [*known, {"step": step, "revision": now}]
 
 
 def code_revision() -> str:

@@ -39,6 +39,12 @@ class CheckpointConfig:
 
     every: str = key("10%", "length between checkpoints; one is always written at the end")
     keep: int = key(2, "newest checkpoints kept", low=1)
+    frozen: str = key(
+        "copy",
+        "whether frozen weights that came unchanged from init_from.run are written again, or that run is referred to, "
+        "which must then stay as it is",
+        choices=("copy", "reference"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

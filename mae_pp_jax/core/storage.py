@@ -18,9 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-os.environ.setdefault(
-    "EPATH_USE_TF", "false"
-)  # epath would otherwise import TensorFlow for addresses, which takes seconds
+os.environ.setdefault("EPATH_USE_TF", "false")  # epath would otherwise read addresses through TensorFlow
 
 from etils import epath  # noqa: E402
 
@@ -138,7 +136,7 @@ def filling(path: PathLike) -> IO[bytes]:
 
 @contextlib.contextmanager
 def writing(path: PathLike, key: str = "--workdir") -> Iterator[None]:
-    """Raises `UserError` naming `path`, and the key that chose it, when what happens inside lacks space or permission."""
+    """Raises `UserError` naming `path` and the key that chose it when what happens inside lacks space or permission."""
     try:
         yield
     except UserError:  # says already what was wrong, maybe with what was read meanwhile
@@ -226,8 +224,8 @@ def create(path: PathLike, content: str, mark: str) -> bool:
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{mark}.tmp")
-    temporary.write_bytes(content.encode())
     try:
+        temporary.write_bytes(content.encode())
         os.link(temporary, path)
         return True
     except FileExistsError:  # or ours: a server that did not hear the answer is asked twice
@@ -298,7 +296,7 @@ def check_writable(path: PathLike, key: str, *, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def lock(path: PathLike, what: str) -> Iterator[None]:
-    """Holds the one permission that the local file `path` stands for, waiting for it. A process that dies gives it back.
+    """Holds the one permission that a local file stands for, waiting for it. A process that dies gives it back.
 
     Args:
       path: the file.

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mae_pp_jax.core import checkpoint, storage
+from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.interop import matching, safetensors_file, stream, tables, torch_file
+from mae_pp_jax.interop import matching, safetensors_file, tables, torch_file
 from mae_pp_jax.interop.importing import bar
 from mae_pp_jax.interop.tables import Format
 from mae_pp_jax.interop.tensors import FLOATS, Tensor
@@ -54,9 +54,8 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
     config = checkpoint.meta(run, at)["config"]
     if config["stage"] not in STAGES:
         raise UserError(f"--from: {run} is a run of stage '{config['stage']}'; only {', '.join(STAGES)} can be written")
-    items = checkpoint.shapes(run, at)
-    item = "ema" if "ema" in items else "params"
-    shapes = {path: tuple(leaf.shape) for path, leaf in items[item].items()}
+    found = checkpoint.weights(run, at)
+    shapes = {path: leaf.shape for path, leaf in found.items()}
     if dtype == "auto":
         dtype = checkpoint.imported_from(run, at).get("dtype", "float32")
         dtype = dtype if dtype in FLOATS else "float32"
@@ -70,7 +69,7 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
                 continue
             raise UserError(f"--to-format: {name} needs {key}, which a model without {row.path} has not; use timm")
         place = matching.place(row, i, shapes[row.path])
-        tensors[key] = _tensor(run, at, item, place, matching.shape_of(row, sizes), FLOATS[dtype])
+        tensors[key] = _tensor(found[row.path], place, matching.shape_of(row, sizes), FLOATS[dtype])
     written = {row.path for row in format.rows}
     return Export(format, tensors, tuple(path for path in shapes if path not in written), config)
 
@@ -106,9 +105,9 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return sizes
 
 
-def _tensor(run, step: int, item: str, place: matching.Place, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+def _tensor(leaf: leaves.Leaf, place: matching.Place, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     def read() -> np.ndarray:
-        store = stream.open_parameter(run, step, item, place.path)
+        store = leaves.open_leaf(leaf)
         return place.give(np.asarray(store[place.index].read().result()), shape).astype(dtype)
 
     return Tensor(shape, dtype, read)

@@ -86,14 +86,3 @@ def write_checkpoint(folder: storage.Path, parameters: Mapping[str, Pieces], met
     storage.make_folder(folder / "meta")
     storage.write_json(folder / "meta" / "metadata", meta)
     checkpoint.write_digest(folder)
-
-
-def open_parameter(run: storage.Path, step: int, item: str, path: str) -> tensorstore.TensorStore:
-    """One parameter of a checkpoint on disk, to be read in parts: `store[index].read().result()`."""
-    folder = storage.absolute(run / "checkpoints" / str(step) / item)
-    name = path.replace("/", ".") + "/"
-    if ocp.type_handlers.is_ocdbt_checkpoint(folder):
-        kvstore = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name}
-    else:
-        kvstore = {"driver": "file", "path": f"{folder}/{name}"}
-    return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()

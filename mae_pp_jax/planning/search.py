@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import logging
 import time
@@ -22,6 +21,8 @@ POLL_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
+FOLDER = storage.Path("runs/plan")  # of searches that are given no file
+
 
 class Journal:
     """What was compiled so far: a file of JSON lines, appended to as each candidate is done.
@@ -39,7 +40,7 @@ class Journal:
         asked = json.dumps([fixed, chosen.name, _versions()], sort_keys=True)
         self._question = hashlib.sha256(asked.encode()).hexdigest()[:12]
         name = f"{config['stage']}_{chosen.name.replace(':', '-').replace('*', 'x')}_{self._question}.jsonl"
-        self.path = path or storage.Path("runs/plan") / name
+        self.path = path or FOLDER / name
 
     def read(self) -> dict[Candidate, dict]:
         """Candidate → report of this very question; lines of other questions, and a torn last line, are left out."""
@@ -142,12 +143,10 @@ def _versions() -> list[str]:
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     code = hashlib.sha256()
     package = storage.Path(__file__).parents[1]
-    folders = (
-        [f"{part}/{name}" for name in storage.files(package / part)] for part in ("core", "models", "ops", "stages")
-    )
-    for name in [*itertools.chain(*folders), "data/augment.py"]:
-        if name.endswith(".py"):
-            code.update(storage.read_bytes(package / name))
+    parts = ("core", "models", "ops", "stages")
+    names = [f"{part}/{name}" for part in parts for name in storage.files(package / part) if name.endswith(".py")]
+    for name in [*names, "data/augment.py"]:
+        code.update(storage.read_bytes(package / name))
     return [code.hexdigest(), *(f"{name} {found.get(name)}" for name in ("jax", "jaxlib", "libtpu", "flax"))]
 
 

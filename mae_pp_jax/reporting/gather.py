@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -201,11 +202,6 @@ def _score(init: str, task: str, metric: str, runs: Iterable[Run]) -> Score:
         seeds=len({run.result.get("seed", run.name) for run in runs}),
         splits=count if any(splits) else None,
     )
-
-
-def _number(values: dict, name: str) -> float:
-    """A metric's value; NaN where it has none, which JSON writes as null."""
-    return math.nan if values.get(name) is None else values[name]
 
 
 def _run(folder: storage.Path, stage: dict, init: str) -> Run:

@@ -167,7 +167,7 @@ def _unforeseen(error: Exception, folder: storage.Path) -> RunStopped:
     """Keeps the trace of an error in the stage's log, which is all that is left of this process, and says so."""
     trace, where = "".join(traceback.format_exception(error)), folder / "log.txt"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         with run_folder.log_to(folder):
             log.error("%s", trace)
     except (UserError, OSError):  # nothing can be written there
@@ -224,9 +224,10 @@ class _Watch:
         for name in running:
             row = _last_row(self._folder / name / "metrics.jsonl")
             steps, flops = self._work[name]
+            loss = row.get("train/loss")
             share = row.get("step", 0) / steps
             spent += share * flops
-            parts.append(f"{name} {share:.0%}" + (f" loss {row['train/loss']:.3g}" if "train/loss" in row else ""))
+            parts.append(f"{name} {share:.0%}" + ("" if loss is None else f" loss {loss:.3g}"))
         if self._start is None:
             self._start = spent  # what earlier calls had finished tells nothing about the speed of this one
         gone = spent - self._start

@@ -70,7 +70,7 @@ PARTS = {
 
 def towers(run):
     """Two zeroed copies of the run's encoder, and a scale that comes from nowhere."""
-    saved = checkpoint.shapes(run, checkpoint.find(run))["params"]
+    saved = checkpoint.weights(run, checkpoint.find(run))
     leaves = {path.removeprefix("encoder/"): jnp.zeros(s.shape) for path, s in saved.items() if path[0] == "e"}
     return unflatten(
         {"scale": jnp.ones(()), **{f"{t}/{p}": leaf for t in ("image", "text") for p, leaf in leaves.items()}}
@@ -79,7 +79,7 @@ def towers(run):
 
 def test_two_parts_come_from_two_runs_and_both_are_accounted_for(mae_run):
     init_from = config_lib.resolve(TwoSources, {"image": {"run": str(mae_run)}, "text": {"run": str(mae_run)}})
-    params, records, account = handoff.transfer(PARTS, init_from, towers(mae_run))
+    params, records, account, _ = handoff.transfer(PARTS, init_from, towers(mae_run))
     flat = flatten(params)
     for path, leaf in flat.items():
         if path.startswith("image/"):
@@ -90,7 +90,7 @@ def test_two_parts_come_from_two_runs_and_both_are_accounted_for(mae_run):
 
 def test_a_part_without_a_run_stays_fresh(mae_run):
     init_from = config_lib.resolve(TwoSources, {"image": {"run": str(mae_run)}})
-    params, records, account = handoff.transfer(PARTS, init_from, towers(mae_run))
+    params, records, account, _ = handoff.transfer(PARTS, init_from, towers(mae_run))
     assert np.any(params["image"]["patch_embed"]["kernel"]) and not np.any(params["text"]["patch_embed"]["kernel"])
     assert set(records) == {"image"} and "fresh    text/patch_embed/kernel" in account
 

@@ -90,9 +90,8 @@ def test_of_processes_that_race_one_wins_and_the_others_say_whose_it_is(holders,
     assert len(winners) == 1
     for holder, line in said.items():
         if holder not in winners:
-            assert line.startswith(
-                f"error: --workdir: {tmp_path / 'run'} is in use by process {winners[0].process.pid}"
-            )
+            owner = winners[0].process.pid
+            assert line.startswith(f"error: --workdir: {tmp_path / 'run'} is in use by process {owner}")
     assert winners[0].end() == ""
     assert not (tmp_path / "run").exists()  # nothing was written into it, so nothing is left
 

@@ -10,6 +10,7 @@ import pytest
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.stages.mae import MaeStage
 from tests.conftest import ROOT, TINY_MAE, arguments
 
 
@@ -27,6 +28,36 @@ def test_json_has_null_for_numbers_that_are_not_finite(tmp_path):
     storage.write_json(tmp_path / "x.json", value)
     assert strict((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.5, None, {"c": None}], "d": 3, "e": [2.0]}
     assert storage.read_json(tmp_path / "x.json")["a"] is None
+
+
+class Nothing:
+    """An evaluator that finds nothing to measure."""
+
+    name = "nothing"
+
+    def run(self, params, mesh):
+        return {"test/nothing": float("nan"), "test/accuracy": np.float32("nan")}
+
+
+def test_metrics_without_a_value_are_null_in_every_file_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(MaeStage, "evaluators", lambda self: [Nothing()])
+    stage = dict(name="m", config=str(ROOT / "configs/mae/digits.py"), report=dict(init="MAE", task="finetune"))
+    (tmp_path / "recipe.py").write_text(f"def get_config():\n  return dict(title='', data='', stages=[{stage!r}])\n")
+    folder = tmp_path / "run"
+    overrides = [argument.replace("--config.", "--config.m.") for argument in arguments(TINY_MAE)]
+    command = ["pipeline", f"--config={tmp_path / 'recipe.py'}", f"--workdir={folder}", "--workers=1", *overrides]
+    assert main(command) == 0
+    assert "step 12: test/nothing, test/accuracy: not a finite number" in capsys.readouterr().err
+    assert main(["evaluate", f"--workdir={folder / 'm'}"]) == 0
+    said = capsys.readouterr()
+    assert strict(said.out) == {"step": 12, "test/nothing": None, "test/accuracy": None}
+    assert "test/nothing, test/accuracy: not a finite number" in said.err
+    assert strict((folder / "m/result.json").read_text())["metrics"]["test/accuracy"] is None
+    assert strict((folder / "report.json").read_text()) == []
+    for path in folder.rglob("*.json"):
+        strict(path.read_text())
+    rows = [strict(line) for line in (folder / "m/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["test/nothing"] is None and rows[-2]["train/loss"] > 0
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
@@ -129,7 +160,7 @@ def test_output_places_are_checked_first(argv, flag, suffix, place, mae_run, tmp
     def work(*_, **__):
         raise AssertionError("work began before the place was checked")
 
-    monkeypatch.setattr("mae_pp_jax.planning.process.answer", work)
+    monkeypatch.setattr("mae_pp_jax.workers.compilation.answer", work)
     monkeypatch.setattr("mae_pp_jax.core.program.make", work)
     names = dict(file=tmp_path / "file", run=mae_run, recipe=tmp_path / "recipe.py")
     assert main([part.format(**names) for part in (*argv, f"{flag}={place}{suffix}")]) == 2

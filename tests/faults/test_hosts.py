@@ -16,6 +16,7 @@ import pytest
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands.train import train
+from mae_pp_jax.core import lease
 from tests.conftest import ROOT, TINY, TINY_MAE, arguments, command, environment
 from tests.faults.conftest import assert_same_run, result, rows, saved
 
@@ -324,6 +325,7 @@ def test_a_loss_that_is_not_finite_ends_all(tmp_path):
     code, _, err = ended(local(2, *long_run(folder, **{**explode, "log_every": "1 steps"})))
     assert code == 3
     assert (err + said(folder)).count("stopped: step ") == 1 and "not finite" in err
+    assert not (folder / "lease").exists()
 
 
 @pytest.mark.slow
@@ -385,3 +387,45 @@ def test_a_pipeline_and_its_evaluation_give_what_one_process_gives(tmp_path):
         name: value for name, value in result(tmp_path / "two/classify")["metrics"].items() if name.startswith("test/")
     }
     assert json.loads(out[out.index("{") :]) == {"step": 12, **test}
+
+
+# Stands in for Python: process 1 alone cannot read the newest checkpoint.
+ONE_IS_BLIND = """#!{python}
+import os, sys
+if sys.argv[1:2] == ["-c"]:
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+sys.path.insert(0, "{root}")
+from mae_pp_jax.core import leaves
+inner = leaves.read
+def blind(found, wanted):
+    if sys.argv[-1] == "--process=1" and any(leaf.step == 12 for leaf in found.values()):
+        raise OSError("stale file handle")
+    return inner(found, wanted)
+leaves.read = blind
+from mae_pp_jax.__main__ import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(mae_run, tmp_path):
+    folder, python = pathlib.Path(shutil.copytree(mae_run, tmp_path / "run")), tmp_path / "python"
+    (folder / "result.json").unlink()
+    python.write_text(ONE_IS_BLIND.format(python=sys.executable, root=ROOT))
+    python.chmod(0o755)
+    args = ["train", f"--config={MAE}", f"--workdir={folder}", *arguments(TINY_MAE)]
+    code, _, err = ended(local(2, *args, python=str(python)))
+    assert code == 0, err + said(folder)
+    assert "checkpoints/12 is damaged (OSError: stale file handle)" in err
+    assert f"resumed {folder} at step 8" in err
+    assert (folder / "damaged_checkpoints" / "12").is_dir() and saved(folder)[-1] == 12
+    assert not (folder / "lease").exists()
+
+
+def test_the_lease_of_a_run_of_many_refuses_all(mae_run, tmp_path):
+    folder = pathlib.Path(shutil.copytree(mae_run, tmp_path / "run"))
+    (folder / "result.json").unlink()
+    args = ["train", f"--config={MAE}", f"--workdir={folder}", *arguments(TINY_MAE)]
+    with lease.hold(folder):
+        code, _, err = ended(local(2, *args))
+    assert code == 2
+    assert f"is in use by process {os.getpid()}" in err and "in use" not in said(folder)

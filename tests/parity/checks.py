@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mae_pp_jax.commands import convert
-from mae_pp_jax.core import checkpoint, storage
+from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core.functional import Model, flatten, unflatten
 from mae_pp_jax.interop import files, matching
 from mae_pp_jax.models import mae, masking, positions, vit
@@ -24,9 +24,9 @@ def load(run: pathlib.Path):
     stage = registry.create(registry.resolve(storage.read_json(run / "config.json")))
     step = checkpoint.find(run)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = checkpoint.shapes(run, step)["params"]
+    shapes = checkpoint.weights(run, step, average=False)
     wanted = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where) for p, s in shapes.items()}
-    return stage, unflatten(checkpoint.read(run, step, "params", wanted))
+    return stage, unflatten(leaves.read(shapes, wanted))
 
 
 def difference(ours, theirs, floor: float = 0.0) -> float:

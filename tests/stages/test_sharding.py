@@ -25,7 +25,7 @@ def losses(stage, shape, steps=5, edit=lambda batch: batch):
     config = config_lib.resolve(partition.MeshConfig, sizes)
     mesh = partition.make_mesh(config, jax.devices()[: int(np.prod(shape))])
     prog = program_lib.make(stage, mesh)
-    state, _, _ = loop.initial_state(prog)
+    state, *_ = loop.initial_state(prog)
     update = prog.compile()
     batches, out = stage.train_batches(0), []
     for _ in range(steps):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.commands.train import train
-from mae_pp_jax.core import checkpoint, partition
+from mae_pp_jax.core import checkpoint, leaves, partition
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
@@ -22,10 +22,10 @@ from tests.conftest import RECIPES, ROOT, TINY
 
 def params_of(run: pathlib.Path) -> dict[str, np.ndarray]:
     step = checkpoint.find(run)
-    shapes = checkpoint.shapes(run, step)["params"]
+    shapes = checkpoint.weights(run, step, average=False)
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole) for p, s in shapes.items()}
-    return {p: np.asarray(v) for p, v in checkpoint.read(run, step, "params", wanted).items()}
+    return {p: np.asarray(v) for p, v in leaves.read(shapes, wanted).items()}
 
 
 @pytest.fixture(scope="module")
