@@ -141,6 +141,11 @@ class Stage:
         """
         return ()
 
+    @property
+    def model_batch(self) -> int:
+        """Examples per update that one model sees; fewer than the batch where it is dealt out to independent models."""
+        return self.config.global_batch
+
     def counts(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What of a global batch is counted over the whole run: full name (`data/unreadable`) → int32; traceable."""
         del batch
