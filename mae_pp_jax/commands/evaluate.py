@@ -53,7 +53,7 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     folder = pathlib.Path(workdir)
     if not (folder / "config.json").is_file():
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
-    config = registry.resolve(disk.read_json(folder / "config.json"), overrides)
+    config = registry.resolve(disk.read_json(folder / "config.json"), overrides, saved=True)
     stage = registry.create(config)
     mesh = partition.make_mesh(config.mesh)
     stage.reader = partition.reader(mesh)

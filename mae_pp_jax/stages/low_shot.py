@@ -24,7 +24,7 @@ from mae_pp_jax.evaluation.low_shot import OverSplits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages import features
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,9 @@ class LowShotStageConfig(ImageStageConfig):
     optim: OptimConfig = section(OptimConfig, name="sgd", lr=0.1, weight_decay=1e-4)
     shots: int = key(5, "labelled images a class; a class that has fewer gives all", low=1)
     splits: int = key(5, "independent draws of the labelled images", low=1)
+
+    def unused(self):
+        return super().unused() | FROZEN_ENCODER | {"data.resample": "each split reads all its images equally often"}
 
 
 class LowShotStage(ImageStage):
