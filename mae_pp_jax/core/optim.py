@@ -192,7 +192,7 @@ def model_norms(tree, axes) -> jax.Array:
 def _is_matrix(path: str, axes: Axes) -> bool:
     """Whether LARS scales and decays a parameter: only those of two or more axes (MAE util/lars.py).
 
-    Axes of a stack do not count, and the bias of q, k and v, [3, heads, head] here, is one vector in the original.
+    Axes of a stack do not count, and a bias is one vector even where it has several axes here, as that of q, k and v.
     """
     return sum(axis not in STACKS for axis in axes) > 1 and not re.fullmatch(BIAS_OR_SCALE, path)
 

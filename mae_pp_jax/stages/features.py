@@ -29,8 +29,8 @@ def normalize(norm: dict[str, jax.Array], features: jax.Array) -> jax.Array:
 def measure(features: Callable, params, batches: Iterator, count: int, mesh, groups: int = 1) -> dict[str, np.ndarray]:
     """Mean and variance of the features of `count` batches, for each value of `batch["group"]` (or for all).
 
-    Squared deviations are taken from the mean of their own batch, and batches are put together in float64: sums of plain
-    squares lose the variance of features whose mean is many times their deviation.
+    Squared deviations are taken from the mean of their own batch, and batches are put together in float64: sums of
+    plain squares lose the variance of features whose mean is many times their deviation.
 
     Args:
       features: (params, batch) → [batch, width].
