@@ -33,7 +33,7 @@ def test_a_parameter_without_a_rule_is_whole_if_small_and_refused_above_a_hundre
     rules = ((r"large", ("fsdp",)),)
     axes = partition.axes_of(rules, {"large": leaf(990), "small": leaf(5, 2)})  # just 1%
     assert axes["small"] == (None, None)
-    with pytest.raises(UserError, match=r"no rule covers part/other \(11,\), 1% of all bytes; add \(r'part/other', …\)"):
+    with pytest.raises(UserError, match=r"no rule covers part/other \(11,\), 1% of all bytes; add \(r'part/other'"):
         partition.axes_of(rules, {"large": leaf(989), "part/other": leaf(11)})
     # Bytes count, not entries.
     with pytest.raises(UserError, match="no rule covers wide"):
@@ -75,7 +75,7 @@ def test_a_state_lies_as_its_parameters_do_and_the_rest_whole():
 def test_a_mesh_that_does_not_cover_the_devices_is_refused(shape):
     config = config_lib.resolve(partition.MeshConfig, dict(zip(partition.MESH_AXES, shape, strict=True)))
     devices = jax.devices()[: 5 if -1 in shape else 8]
-    with pytest.raises(UserError, match=rf"config.mesh: data × fsdp × tensor = .* does not cover {len(devices)} device"):
+    with pytest.raises(UserError, match=rf"config.mesh: data × fsdp × tensor = .* not cover {len(devices)} device"):
         partition.make_mesh(config, devices)
 
 
