@@ -113,12 +113,12 @@ def make(
     shapes: Mapping,
     *,
     axes: Mapping[str, Axes],
+    model_batch: int,
     lr_rules: Rules,
     decay_rules: Rules,
     total: int,
     records: int,
     global_batch: int,
-    model_batch: int,
 ) -> Optimizer:
     """Builds the optimizer.
 
@@ -126,13 +126,13 @@ def make(
       config: what to build.
       shapes: nested dict of parameter shapes.
       axes: path → axes, which of them are stacks; see `core.partition`.
+      model_batch: examples per step that one model sees; the learning rate scales with it.
       lr_rules: value per path: a factor on the learning rate, an array [layers] of factors for stacked blocks
         (layer-wise decay), or `FROZEN`.
       decay_rules: value per path: a factor on the weight decay.
       total: steps of the whole training.
       records: records in one epoch.
       global_batch: examples per step.
-      model_batch: how many of them one model sees; the learning rate scales with it.
 
     The factor of `lr_rules` also scales the weight decay, as AdamW's decay is multiplied by the learning rate.
     """

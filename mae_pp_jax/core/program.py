@@ -144,12 +144,12 @@ def make(stage: Stage, mesh: Mesh) -> Program:
         config.optim,
         params,
         axes=axes,
+        model_batch=stage.model_batch,
         lr_rules=stage.lr_rules(),
         decay_rules=stage.decay_rules(),
         total=lengths.total,
         records=stage.records,
         global_batch=config.global_batch,
-        model_batch=stage.model_batch,
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.global_batch))
     batch = jax.eval_shape(stage.augment, stage.batch_spec(), keys)

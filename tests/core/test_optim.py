@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import optim, schedule
+from mae_pp_jax.core import optim
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.models import layer_decay
@@ -202,27 +202,7 @@ def test_factors_per_layer_lie_along_the_layers():
     np.testing.assert_allclose(new["adapters/kernel"][:, :, 0, 0], [[0.5, -1.0]] * 3)
 
 
-def test_schedule_starts_at_zero_peaks_after_warmup_and_ends_at_the_minimum():
-    rate = schedule.learning_rate(2.0, warmup=10, total=110, minimum=0.5)
-    assert float(rate(0)) == 0.0
-    np.testing.assert_allclose([rate(5), rate(10), rate(60), rate(110)], [1.0, 2.0, 1.25, 0.5], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "text, wanted",
-    [("3 epochs", 300), ("250 steps", 250), ("1e3 images", 100), ("5%", 50), ("0.5 epochs", 50), ("1 epoch", 100)],
-)
-def test_lengths(text, wanted):
-    assert schedule.steps(text, field="f", records=1000, global_batch=10, total=1000) == wanted
-
-
-@pytest.mark.parametrize("text", ["three epochs", "10", "epochs", "-1 steps"])
-def test_unreadable_lengths(text):
-    with pytest.raises(UserError, match="config.train_for: cannot read"):
-        schedule.steps(text, field="config.train_for", records=1000, global_batch=10)
-
-
-def test_learning_rate_scales_with_the_examples_that_a_model_sees():
+def test_learning_rate_scales_with_the_batch():
     config = config_lib.resolve(optim.OptimConfig, dict(lr=1e-4, lr_batch=256, warmup="0 steps", shape="constant"))
     rules = dict(lr_rules=ALL, decay_rules=ALL, total=10, records=100)
     for model_batch, wanted in [(4096, 1.6e-3), (1024, 4e-4)]:
