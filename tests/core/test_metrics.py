@@ -74,14 +74,3 @@ def test_evaluation_and_saving_count_neither_as_speed_nor_as_time_left(clock, ca
         clock[0] += 1000
     assert progress.report(60, {}) == 5.0
     assert "5 images/s, 1:20 left" in caplog.messages[-1]
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3599.6, "59:59"), (3661, "1:01:01")]
-)
-def test_times(clock, caplog, seconds, text):
-    caplog.set_level(logging.INFO)
-    progress = metrics.Progress("mae", 0, 2, 1, "image")
-    clock[0] += seconds
-    progress.report(1, {})
-    assert caplog.messages[-1].endswith(f", {text} left")
