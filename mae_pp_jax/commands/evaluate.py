@@ -58,7 +58,7 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
     if hosts.first():
         storage.check_writable(folder, "--workdir", folder=True)
-    config = registry.resolve(storage.read_json(folder / "config.json"), overrides)
+    config = registry.resolve(storage.read_json(folder / "config.json"), overrides, saved=True)
     stage = registry.create(config)
     mesh = partition.make_mesh(config.mesh)
     stage.reader = partition.reader(mesh)

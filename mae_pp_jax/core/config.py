@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import re
 import types
@@ -310,6 +311,8 @@ def _check(value: Any, kind: Any, path: str, metadata: Mapping):
         value = tuple(_check(v, typing.get_args(plain)[0], path, {}) for v in value)
     elif not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
         raise UserError(f"{path}: must be {_name(kind)}, got {value!r}")
+    elif plain is float and not math.isfinite(value):
+        raise UserError(f"{path}: must be a finite number, got {value}")
     if metadata.get("choices") and value not in metadata["choices"]:
         near = _nearest(str(value), [str(c) for c in metadata["choices"]])
         raise UserError(

@@ -270,7 +270,7 @@ def table(parts: Mapping[str, tuple], mesh: Mesh) -> str:
         full = sum(_bytes(leaf.shape, leaf) for _, leaf, _ in leaves)
         rows.append(f"  {name:<12} {_human(full):>10} in all {_human(here):>10} a device")
         whole += [
-            f"{name}/{path}"
+            f"{name}/{path}".rstrip("/")  # a part may be one leaf
             for path, leaf, sharding in leaves
             if mesh.size > 1 and sharding.is_fully_replicated and _bytes(leaf.shape, leaf) > 0.01 * total
         ]

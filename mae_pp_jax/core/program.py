@@ -58,11 +58,11 @@ class Program:
         weight = jnp.maximum(weight, 1.0)
         loss = total / weight
         # Of the sums, before they are divided: on CPUs XLA else writes all squares to memory before it adds them.
-        norm = optim.global_norm(grads) / weight
+        norms = self.optimizer.norms(grads) / weight
         grads = jax.tree.map(lambda g: g / weight, grads)
         trainable, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
         params = optim.merge(trainable, frozen)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(norms))
         decay = self.stage.config.optim.ema
         return TrainState(
             step=state.step + 1,
@@ -72,7 +72,7 @@ class Program:
             if state.ema is None
             else jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, trainable),
             rng=state.rng,
-            metrics=metrics.add(state.metrics, {**values, "gradient_norm": (norm, jnp.ones(()))}),
+            metrics=metrics.add(state.metrics, {**values, "gradient_norm": (jnp.mean(norms), jnp.ones(()))}),
             counts={name: state.counts[name] + new for name, new in counts.items()},
             bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
         )
@@ -144,6 +144,7 @@ def make(stage: Stage, mesh: Mesh) -> Program:
         config.optim,
         params,
         axes=axes,
+        model_batch=stage.model_batch,
         lr_rules=stage.lr_rules(),
         decay_rules=stage.decay_rules(),
         total=lengths.total,

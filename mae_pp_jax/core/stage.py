@@ -67,6 +67,21 @@ class StageConfig:
     profile: bool = key(False, "leave a profiler trace of ten steps in WORKDIR/profile", restart=True)
     tensorboard: bool = key(True, "write TensorBoard files into WORKDIR/tensorboard", restart=True)
 
+    def unused(self) -> dict[str, str]:
+        """Keys that have no effect in this stage or beside the values of others: dotted key → why.
+
+        A new run that sets one of them is refused, for its user expects something of it. Keys that only say what a run
+        needs (memory, threads) or what its data is are not among them.
+        """
+        found = {}
+        if self.optim.name != "adamw":
+            found |= dict.fromkeys(("optim.b2", "optim.moment_dtype"), "only optim.name=adamw uses it")
+        if self.optim.shape == "constant":
+            found["optim.min_lr"] = "only optim.shape=cosine falls to it"
+        if isinstance(self.init_from, InitFromConfig) and not self.init_from.run:
+            found["init_from.step"] = "it chooses a checkpoint of init_from.run, which is empty"
+        return found
+
 
 class Drawing(Protocol):
     """What an evaluator makes for people to look at."""
@@ -151,6 +166,11 @@ class Stage:
         Models declare these tables beside their modules. Small parameters that no rule covers stay whole.
         """
         return ()
+
+    @property
+    def model_batch(self) -> int:
+        """Examples per update that one model sees; fewer than the batch where it is dealt out to independent models."""
+        return self.config.global_batch
 
     def counts(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What of a global batch is counted over the whole run: full name (`data/unreadable`) → int32; traceable."""

@@ -40,6 +40,22 @@ class ImageStageConfig(StageConfig):
     declared: DeclaredConfig = section(DeclaredConfig)
     model: vit.VitConfig = section(vit.VitConfig)
 
+    def unused(self):
+        data, found = self.data, {"data.max_tags": "only stage wsp reads hashtags of a batch"}
+        if data.crop != "random_resized":
+            found |= dict.fromkeys(("data.crop_scale", "data.crop_ratio"), "only data.crop=random_resized uses it")
+        if data.crop != "shift":
+            found["data.shift"] = "only data.crop=shift uses it"
+        if data.resample != "sqrt":
+            found["data.resample_t"] = "only data.resample=sqrt uses it"
+        if data.resample != "swag":
+            found["data.resample_length"] = "only data.resample=swag uses it"
+        return super().unused() | found
+
+
+# Of stages that train a head on a frozen encoder.
+FROZEN_ENCODER = {"model.drop_path": "the encoder is frozen and always runs whole"}
+
 
 class ImageStage(Stage):
     """A stage on single images: opens the data when it is first asked for, and prepares pixels."""

@@ -18,7 +18,7 @@ from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages import features
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class LinearStageConfig(ImageStageConfig):
 
     optim: OptimConfig = section(OptimConfig, name="lars", lr=0.1, weight_decay=0.0)
     statistics_images: int = key(16384, "augmented training images that measure the features' mean and variance", low=1)
+
+    def unused(self):
+        return super().unused() | FROZEN_ENCODER
 
 
 class LinearStage(ImageStage):

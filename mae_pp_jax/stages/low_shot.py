@@ -18,13 +18,13 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import pipeline
-from mae_pp_jax.data.source import Subset, few_shot_indices
+from mae_pp_jax.data.source import Subset, digest, few_shot_indices
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages import features
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,9 @@ class LowShotStageConfig(ImageStageConfig):
     optim: OptimConfig = section(OptimConfig, name="sgd", lr=0.1, weight_decay=1e-4)
     shots: int = key(5, "labelled images a class; a class that has fewer gives all", low=1)
     splits: int = key(5, "independent draws of the labelled images", low=1)
+
+    def unused(self):
+        return super().unused() | FROZEN_ENCODER | {"data.resample": "each split reads all its images equally often"}
 
 
 class LowShotStage(ImageStage):
@@ -58,11 +61,17 @@ class LowShotStage(ImageStage):
     @functools.cached_property
     def subsets(self) -> list[Subset]:
         """The labelled images of each split."""
-        labels, config = self.train_source.labels(), self.config
-        return [
-            Subset(self.train_source, few_shot_indices(labels, config.shots, seed=config.seed * config.splits + split))
-            for split in range(config.splits)
-        ]
+        labels, shots = self.train_source.labels(), self.config.shots
+        return [Subset(self.train_source, few_shot_indices(labels, shots, seed=seed)) for seed in self._seeds()]
+
+    def _seeds(self) -> list[int]:
+        """A seed for each split, which does not depend on how many others there are."""
+        sequences = (np.random.SeedSequence((self.config.seed, split)) for split in range(self.config.splits))
+        return [int(sequence.generate_state(1)[0]) for sequence in sequences]
+
+    @property
+    def model_batch(self):
+        return self.config.global_batch // self.config.splits
 
     @property
     def records(self):
@@ -72,7 +81,8 @@ class LowShotStage(ImageStage):
 
     @property
     def dataset(self):
-        return {**super().dataset, "shots": self.config.shots, "splits": self.config.splits}
+        drawn = digest(*(subset.fingerprint for subset in self.subsets))
+        return {**super().dataset, "shots": self.config.shots, "splits": self.config.splits, "drawn": drawn}
 
     def targets(self):
         return {"label": ()}
@@ -95,14 +105,14 @@ class LowShotStage(ImageStage):
             pipeline.train_batches(
                 subset,
                 self.config.data,
-                global_batch=self.config.global_batch // self.config.splits,
-                seed=self.config.seed * self.config.splits + split,
+                global_batch=self.model_batch,
+                seed=seed,
                 start_step=start_step,
                 process_index=self.reader[0],
                 process_count=self.reader[1],
                 faults=self.faults,
             )
-            for split, subset in enumerate(self.subsets)
+            for seed, subset in zip(self._seeds(), self.subsets, strict=True)
         ]
         for parts in zip(*streams, strict=True):
             # In turn, so that a batch has the same order however many processes read it.
@@ -120,6 +130,10 @@ class LowShotStage(ImageStage):
     def describe_batch(self, step):
         return f"step {step} of {self.config.splits} splits of {self.config.shots} images a class"
 
+    def augment(self, batch, keys):
+        # An example takes the key of its place in its own split: more splits change none of the others' numbers.
+        return {**batch, "key": keys.reshape(self.config.splits, -1).T.reshape(-1)}
+
     def features(self, params, batch, keys=None):
         """Frozen features [batch, width] of a batch; flipped at random when keys [batch] are given."""
         head = {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)}
@@ -132,13 +146,14 @@ class LowShotStage(ImageStage):
         return jnp.einsum("bsd,sdc->bsc", x, params["heads"]["kernel"]) + params["heads"]["bias"]
 
     def loss(self, params, batch, keys):
+        del keys
         own = jax.nn.one_hot(batch["group"], self.config.splits)
-        logits = jnp.einsum("bsc,bs->bc", self.logits(params, batch, keys), own)
+        logits = jnp.einsum("bsc,bs->bc", self.logits(params, batch, batch["key"]), own)
         loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
         ones = jnp.ones_like(loss)
-        # Heads are independent: the sum over splits of each one's mean gives every head its own gradient.
+        # Heads are independent: each one's gradient is that of the mean over its own images.
         metrics = {"loss": (jnp.sum(loss), jnp.sum(ones)), **accuracy(logits, batch["label"], ones)}
-        return (jnp.sum(loss) * self.config.splits, jnp.sum(ones)), metrics
+        return (jnp.sum(loss), jnp.sum(ones) / self.config.splits), metrics
 
     def evaluators(self):
         def test(params, batch):

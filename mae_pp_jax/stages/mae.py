@@ -31,6 +31,9 @@ class MaeStageConfig(ImageStageConfig):
     optim: OptimConfig = section(OptimConfig, lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05)
     pictures: int = key(8, "evaluation images whose reconstruction is drawn; 0: none", low=0)
 
+    def unused(self):
+        return super().unused() | {"model.pool": "nothing is pooled in stage mae"}
+
 
 class MaeStage(ImageStage):
     Config: ClassVar = MaeStageConfig

@@ -1,5 +1,7 @@
 """The stages by name. Adding one: its file, its configs, its test, and a line here."""
 
+import operator
+
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.stage import Stage
@@ -28,9 +30,24 @@ def stage_class(mapping: dict) -> type[Stage]:
     return STAGES[name]
 
 
-def resolve(mapping: dict, overrides: dict[str, str] | None = None):
-    """The resolved config of a stage from a config file's content and textual overrides."""
-    return config_lib.resolve(stage_class(mapping).Config, mapping, overrides)
+def resolve(mapping: dict, overrides: dict[str, str] | None = None, *, saved: bool = False):
+    """The resolved config of a stage from a config file's content and textual overrides.
+
+    Args:
+      mapping: nested dict of values.
+      overrides: dotted key → text.
+      saved: whether `mapping` is the config of a run that there is already; in it keys may be set that have no effect.
+
+    Raises:
+      UserError: no such stage, what `config.resolve` refuses, or a key is set that has no effect.
+    """
+    config = config_lib.resolve(stage_class(mapping).Config, mapping, overrides)
+    default = type(config)(stage=config.stage)
+    for dotted, why in () if saved else config.unused().items():
+        value, usual = map(operator.attrgetter(dotted), (config, default))
+        if value != usual:
+            raise UserError(f"config.{dotted}: {value} has no effect: {why}; leave it out (its default is {usual})")
+    return config
 
 
 def create(config) -> Stage:

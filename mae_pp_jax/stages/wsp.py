@@ -28,6 +28,11 @@ class WspStageConfig(ImageStageConfig):
     map_positives: int = key(5, "held-out images that a hashtag needs to count in tag mAP; 0: not measured", low=0)
     map_images: int = key(10_000, "tag mAP is measured on this many held-out images, the first ones", low=1)
 
+    def unused(self):
+        found = super().unused()
+        del found["data.max_tags"]
+        return found if self.map_positives else found | {"map_images": "map_positives=0 measures no tag mAP"}
+
 
 class WspStage(ImageStage):
     Config: ClassVar = WspStageConfig

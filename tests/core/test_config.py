@@ -28,6 +28,19 @@ class Outer:
     inner: Inner = section(Inner, rate=0.5)
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("name", ["lr", "betas"])
+def test_numbers_are_finite(name, text):
+    @dataclasses.dataclass(frozen=True)
+    class Schema:
+        lr: float | None = config_lib.key(1e-3, "a number")
+        betas: tuple[float, ...] = config_lib.key((0.9, 0.95), "numbers")
+
+    for overrides, mapping in [({name: text}, {}), ({}, {name: float(text) if name == "lr" else [0.1, float(text)]})]:
+        with pytest.raises(UserError, match=f"{name}: must be a finite number, got -?(nan|inf)"):
+            config_lib.resolve(Schema, mapping, overrides)
+
+
 def test_defaults_file_and_overrides_are_laid_over_each_other():
     mapping = ml_collections.ConfigDict(dict(name="x", inner=dict(kind="b")))
     config = config_lib.resolve(Outer, mapping, {"count": "7", "flag": "true", "sides": "3,4.5", "inner.rate": "1e-3"})

@@ -1,0 +1,68 @@
+"""Stage `wsp`, and the handoff of the encoder to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_pp_jax.commands.train import train
+from mae_pp_jax.core.errors import UserError
+from tests.conftest import TINY
+from tests.stages.conftest import params_of, recipe, stage_of
+
+UNTOUCHED = {**TINY, "train_for": "1 steps", "optim.lr": "0", "optim.weight_decay": "0"}
+
+
+def test_handoff_moves_the_encoder_exactly_and_prints_every_leaf(tmp_path, runs):
+    mae, _ = runs("mae")
+    train(recipe("wsp"), tmp_path / "wsp", {**UNTOUCHED, "init_from.run": str(mae)})
+    source, target = params_of(mae), params_of(tmp_path / "wsp")
+    for path in (p for p in source if p.startswith("encoder/")):
+        np.testing.assert_array_equal(source[path], target[path], err_msg=path)
+    assert not np.any(target["head/kernel"])
+    log = (tmp_path / "wsp" / "log.txt").read_text()
+    assert all(path in log for path in {*source, *target})
+
+
+def test_positions_are_trained(runs):
+    mae, wsp = (params_of(runs(name)[0])["encoder/pos_embed"] for name in ("mae", "wsp"))
+    assert np.any(mae != wsp)
+
+
+def test_a_run_of_another_kind_of_stage_is_refused(tmp_path, runs):
+    overrides = {**TINY, "init_from.run": str(runs("linear")[0])}
+    with pytest.raises(UserError, match="is a run of stage 'linear'; this stage starts from mae or wsp or classify"):
+        train(recipe("wsp"), tmp_path / "x", overrides)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_target_is_shared_by_the_hashtags_and_images_without_one_have_no_part():
+    stage = stage_of("wsp")
+    params, batch = stage.init(jax.random.key(0)), next(stage.train_batches(0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    tags = np.full(batch["hashtags"].shape, -1, np.int32)
+    tags[0, :2], tags[5, 0] = [3, 1], 2
+    batch = {**batch, "hashtags": tags}
+    (total, weight), values = stage.loss(params, batch, jax.random.split(jax.random.key(2), 32))
+    logp = np.asarray(jax.nn.log_softmax(stage.model.apply(params, stage.pixels(batch))))
+    assert weight == 2
+    np.testing.assert_allclose(total, -(logp[0, 3] + logp[0, 1]) / 2 - logp[5, 2], rtol=1e-5)
+    np.testing.assert_allclose(values["untagged"], [30, 32])
+    hits = float(logp[0].argmax() in (3, 1)) + float(logp[5].argmax() == 2)
+    np.testing.assert_allclose(values["tag_precision"], [hits, 2])
+
+
+def test_evaluators_measure_tag_map_only_if_wanted(runs):
+    _, result = runs("wsp")
+    assert {"test/loss", "test/tag_precision", "test/tag_map", "test/tags_measured"} <= result["metrics"].keys()
+    assert len(stage_of("wsp", map_positives="0").evaluators()) == 1
+
+
+def test_the_head_starts_at_zero():
+    head = stage_of("wsp").init(jax.random.key(0))["head"]
+    assert not jnp.any(head["kernel"]) and not jnp.any(head["bias"])
+
+
+def test_lineage_names_the_run_it_starts_from(runs):
+    (parent,) = runs("wsp")[1]["lineage"]
+    assert parent["stage"] == "mae" and parent["run"] == str(runs("mae")[0])
