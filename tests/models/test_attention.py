@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from mae_pp_jax.core import config, functional, hardware, partition
-from mae_pp_jax.models import attention, attention_tpu
+from mae_pp_jax.models import attention, attention_cpu, attention_tpu
 
 # images, tokens, heads, channels of a head: of ViT-L, H and 6.5B and of the MAE decoder, with an odd number of tokens.
 SIZES = [(2, 17, 4, 64), (2, 9, 8, 80), (3, 20, 2, 128), (1, 50, 4, 32)]
@@ -65,9 +65,10 @@ def test_sizes_that_fill_no_register_or_do_not_fit_are_left_to_xla():
 
 
 def test_accelerators_and_cpus_have_the_same_values_and_gradients():
+    """With scores of ±5: what rounding a score does to its weight grows with the score."""
     model = functional.Model(lambda rngs: attention.Attention(24, 4, jnp.float32, attention="xla", rngs=rngs))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.shapes())
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 4, x.dtype), model.shapes())
     x, weights = (jnp.asarray(rng.normal(size=(3, 5, 24)), jnp.float32) for _ in range(2))
 
     def gradients(platform):
@@ -80,3 +81,23 @@ def test_accelerators_and_cpus_have_the_same_values_and_gradients():
     assert "params/qkv/bias" in ours
     for name, value in ours.items():
         np.testing.assert_allclose(value, others[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("attend", [functools.partial(attention.attend, attention="xla"), attention_cpu.attend])
+def test_large_scores_are_as_exact_as_float32_allows(attend):
+    """Scores of ±1000, whose exponentials would overflow, against float64 with an error bound that follows from them.
+
+    A score rounded by δ changes its weight by the factor 1 + δ, and so a mean of values by at most 2δ · max |value|.
+    """
+    qkv, gradient = drawn((2, 17, 3, 24 // 3), jnp.float32)
+    qkv = qkv.at[:2].multiply(16)
+    found, vjp = jax.vjp(lambda x: attend(x, 3), qkv)
+    query, key, value = np.float64(qkv).reshape(3, 2, 17, 3, 8)
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(8)
+    assert np.abs(scores).max() > 700
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value).reshape(2, 17, 24)
+    # A sum of 8 products rounds by at most 8 units in the last place of the sum of their sizes.
+    rounding = 8 * 2.0**-23 * np.einsum("bqhd,bkhd->bhqk", abs(query), abs(key)).max() / np.sqrt(8)
+    np.testing.assert_allclose(found, exact, atol=2 * rounding * np.abs(value).max())
+    assert np.all(np.isfinite(vjp(gradient)[0]))
