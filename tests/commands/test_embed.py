@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert, embed
-from mae_pp_jax.core import handoff, partition
+from mae_pp_jax.core import disk, handoff, partition
 from mae_pp_jax.core.functional import Model, flatten
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages import registry
+from mae_pp_jax.stages import registry, saved_encoder
 from tests.conftest import RECIPES, ROOT
 from tests.parity import checks
 
@@ -86,12 +86,12 @@ def test_writes_features_and_names(imported, photos, capsys):
 
 def test_another_input_resizes_positions_as_the_source_does(imported, photos):
     folder, _ = photos
-    mesh = partition.make_mesh(embed.MeshConfig(rules="replicate"))
-    small = embed.load(imported, mesh, image_size=16)
+    mesh = partition.make_mesh(partition.MeshConfig(rules="replicate"))
+    small = saved_encoder.load(imported, mesh, image_size=(16, 16))
     with jax.set_mesh(mesh):
         images = np.random.default_rng(2).integers(0, 256, (8, 16, 16, 3), np.uint8)
         found = {
-            m: np.asarray(embed.load(imported, mesh, image_size=16, resize=m).features(images)) for m in ("mae", "timm")
+            m: np.asarray(saved_encoder.load(imported, mesh, image_size=(16, 16), resize=m).features(images)) for m in ("mae", "timm")
         }
         np.testing.assert_array_equal(small.features(images), found["timm"])
     assert not np.array_equal(found["mae"], found["timm"])
@@ -102,7 +102,7 @@ def test_a_masked_autoencoder_is_embedded_by_its_encoder(photos, tmp_path):
     convert.import_file(str(ROOT / "tests/parity/stored/huggingface_mae"), str(tmp_path / "mae"), image_size=8)
     found, _ = embed.embed(str(tmp_path / "mae"), f"{folder}/*.png", str(folder / "f.npz"))
     stage, params = checks.load(tmp_path / "mae")
-    encoder = Model(lambda rngs: vit.Encoder(stage.config.model, 8, pooled=False, rngs=rngs))
+    encoder = Model(lambda rngs: vit.Encoder(stage.config.model, (8, 8), pooled=False, rngs=rngs))
     normal = (pixels / 255.0 - np.array(stage.config.data.mean)) / np.array(stage.config.data.std)
     tokens = encoder.apply(params["encoder"], normal.astype(np.float32))
     np.testing.assert_allclose(found, tokens[:, 0], rtol=1e-4, atol=1e-5)
@@ -113,7 +113,10 @@ def test_a_masked_autoencoder_is_embedded_by_its_encoder(photos, tmp_path):
     [
         (["--images=nothing/*"], "no file matches"),
         (["--pool=projection"], "has no projection"),
-        (["--image_size=10"], "does not divide"),
+        (["--image_size=10"], "--image_size: 10 does not divide"),
+        (["--image_size=8x10"], "--image_size: 8x10 does not divide into patches of 4"),
+        (["--image_size=8x"], "--image_size: '8x' is no size"),
+        (["--image_size=0"], "--image_size: '0' is no size"),
         (["--out=features.txt"], "must end in .npz"),
         (["--workdir=nowhere"], "--workdir"),
         (["--batch=0"], "--batch"),
@@ -149,7 +152,7 @@ def test_every_stage_starts_from_imported_weights(imported, name):
     _, source = checks.load(imported)
     wanted = {p: leaf for p, leaf in flatten(source).items()}
     target = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
-    plan = handoff.plan(stage.handoff, wanted, target, "imported")
+    plan = handoff.plan(stage.handoff, wanted, target, "imported", disk.read_json(imported / "config.json"))
     blocks = {path for path in wanted if path.startswith("encoder/blocks/")}
     assert blocks <= set(plan.moved) and "encoder/pos_embed" in plan.moved and not plan.resized
 

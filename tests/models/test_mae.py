@@ -11,7 +11,7 @@ from scipy.special import erf
 
 from mae_pp_jax.core import functional
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.models import mae, vit
+from mae_pp_jax.models import mae, patches, vit
 
 VIT = vit.VitConfig(size="Ti/2", width=16, depth=2, heads=2, positions="sincos", dtype="float32")
 MAE = mae.MaeConfig(decoder_width=12, decoder_depth=2, decoder_heads=3)
@@ -20,7 +20,7 @@ BATCH, PATCHES, VISIBLE, PATCH = 3, 16, 4, 2
 
 @functools.cache
 def build(vit_config=VIT, config=MAE):
-    return functional.Model(lambda r: mae.Mae(vit_config, config, 8, rngs=r))
+    return functional.Model(lambda r: mae.Mae(vit_config, config, (8, 8), rngs=r))
 
 
 @pytest.fixture
@@ -137,9 +137,9 @@ def test_keys_decide_the_mask(example, run):
 
 def change_patches(images, which):
     """Other pixels in the patches where `which` [batch, patches] is 1."""
-    patches = vit.patchify(images, PATCH)
-    other = np.random.default_rng(9).normal(size=patches.shape)
-    return vit.unpatchify(jnp.where(which[:, :, None] == 1, other, patches), PATCH, (4, 4))
+    pixels = patches.patchify(images, PATCH)
+    other = np.random.default_rng(9).normal(size=pixels.shape)
+    return patches.unpatchify(jnp.where(which[:, :, None] == 1, other, pixels), PATCH, (4, 4))
 
 
 def test_encoder_never_sees_masked_patches(example, run):
@@ -162,7 +162,7 @@ def test_plain_target_is_the_pixels(example, run):
     model = build(config=dataclasses.replace(MAE, normalize_target=False))
     params, images, noise = example(model)
     out = run(model, params, images, noise=noise)
-    error = np.square(out["prediction"] - vit.patchify(images, PATCH)).mean(-1)
+    error = np.square(out["prediction"] - patches.patchify(images, PATCH)).mean(-1)
     np.testing.assert_allclose(out["loss"], (error * out["mask"]).sum(1) / (PATCHES - VISIBLE), rtol=1e-5)
 
 
@@ -170,12 +170,12 @@ def test_reconstruct_keeps_visible_pixels_and_undoes_the_normalisation(example, 
     model = build()
     params, images, _ = example(model)
     out, pictures = run(model, params, images, keys(5)), run(model, params, images, keys(5), method="reconstruct")
-    original, mask = np.float64(vit.patchify(images, PATCH)), np.asarray(out["mask"])[:, :, None]
-    np.testing.assert_allclose(vit.patchify(pictures["masked"], PATCH), original * (1 - mask), atol=1e-6)
+    original, mask = np.float64(patches.patchify(images, PATCH)), np.asarray(out["mask"])[:, :, None]
+    np.testing.assert_allclose(patches.patchify(pictures["masked"], PATCH), original * (1 - mask), atol=1e-6)
     mean, variance = original.mean(-1, keepdims=True), original.var(-1, ddof=1, keepdims=True)
     painted = out["prediction"] * np.sqrt(variance + 1e-6) + mean
     expected = np.where(mask == 1, painted, original)
-    np.testing.assert_allclose(vit.patchify(pictures["reconstruction"], PATCH), expected, atol=1e-5)
+    np.testing.assert_allclose(patches.patchify(pictures["reconstruction"], PATCH), expected, atol=1e-5)
 
 
 def test_works_without_class_token(example, run):
@@ -207,7 +207,7 @@ def test_drop_path_acts_in_training_alone(example, run):
     ("size", "millions"), [("B/16", 26.11), ("L/16", 26.24), ("H/14", 26.31), ("2B/14", 26.97), ("6.5B/14", 27.75)]
 )
 def test_published_decoder_sizes(size, millions):
-    model = functional.Model(lambda r: mae.Mae(vit.VitConfig(size=size), mae.MaeConfig(), 224, rngs=r))
+    model = functional.Model(lambda r: mae.Mae(vit.VitConfig(size=size), mae.MaeConfig(), (224, 224), rngs=r))
     decoder = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()["decoder"]))
     assert round(decoder / 1e6, 2) == millions
 
@@ -217,9 +217,9 @@ def test_visible_patches_of_the_paper():
 
 
 def test_forward_flops_by_hand():
-    encoder = vit.forward_flops(VIT, 8, tokens=5)
+    encoder = vit.forward_flops(VIT, (8, 8), tokens=5)
     block = 17 * 12 * (3 * 12 + 12 + 2 * 48) + 2 * 17 * 17 * 12
-    assert mae.mae_forward_flops(VIT, MAE, 8) == encoder + 2 * (5 * 16 * 12 + 2 * block + 17 * 12 * 12)
+    assert mae.mae_forward_flops(VIT, MAE, (8, 8)) == encoder + 2 * (5 * 16 * 12 + 2 * block + 17 * 12 * 12)
 
 
 @pytest.mark.parametrize(

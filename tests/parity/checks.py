@@ -59,7 +59,8 @@ def check(folder: pathlib.Path, run: pathlib.Path) -> dict[str, float]:
     else:
         found["logits"] = difference(jax.jit(stage.model.apply)(encoder, images), arrays["logits"])
         if "mean" in arrays and stage.config.model.pool == "mean":
-            features = jax.jit(lambda p, x: stage.model.apply(p, x, method="features"))(encoder, images)
+            own = Model(lambda rngs: vit.Encoder(stage.config.model, stage.image_size, rngs=rngs))
+            features = jax.jit(lambda p, x: own.apply(p, x, method="features"))(encoder["encoder"], images)
             return found | {"mean": difference(features, arrays["mean"])}
         return found
     cls = int(stage.config.model.cls_token)
@@ -83,7 +84,7 @@ def _check_mae(folder, arrays, stage, params, images) -> dict[str, float]:
 
     value, prediction, gradients = answer(params)
     config = stage.config
-    encoder = Model(lambda rngs: vit.Encoder(config.model, config.data.image_size, pooled=False, rngs=rngs))
+    encoder = Model(lambda rngs: vit.Encoder(config.model, stage.image_size, pooled=False, rngs=rngs))
     select, _ = masking.select_visible(noise, mae.visible_patches(config.mae, noise.shape[1]))
     latent = jax.jit(encoder.apply)(params["encoder"], images, select=select)
     found = {
