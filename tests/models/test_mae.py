@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ BATCH, PATCHES, VISIBLE, PATCH = 3, 16, 4, 2
 
 
 @functools.cache
-def build(vit_config=VIT, config=MAE):
-    return functional.Model(lambda r: mae.Mae(vit_config, config, (8, 8), rngs=r))
+def build(vit_config=VIT, config=MAE, size=(8, 8)):
+    return functional.Model(lambda r: mae.Mae(vit_config, config, size, rngs=r))
 
 
 @pytest.fixture
@@ -64,20 +65,21 @@ def transformer(x, p, at):
 
 def reference(p, image, noise):
     """Loss, prediction [patches, pixels] and mask [patches] of one image, after He et al. 2021."""
-    pixels = np.array(
-        [image[PATCH * r : PATCH * (r + 1), PATCH * c : PATCH * (c + 1)].ravel() for r in range(4) for c in range(4)]
-    )
+    patch = math.isqrt(len(p["encoder/patch_embed/kernel"]) // 3)
+    tops, lefts = (range(0, side, patch) for side in image.shape[:2])
+    pixels = np.array([image[y : y + patch, x : x + patch].ravel() for y in tops for x in lefts])
+    count, visible = len(pixels), len(pixels) // 4
     order = np.argsort(noise, kind="stable")
     x = dense(pixels, p, "encoder/patch_embed") + p["encoder/pos_embed"][1:]
-    x = np.concatenate([p["encoder/cls_token"] + p["encoder/pos_embed"][:1], x[order[:VISIBLE]]])
+    x = np.concatenate([p["encoder/cls_token"] + p["encoder/pos_embed"][:1], x[order[:visible]]])
     x = dense(layer_norm(transformer(x, p, "encoder/blocks"), p, "encoder/norm"), p, "decoder/embed")
-    shuffled = np.concatenate([x[1:], np.repeat(p["decoder/mask_token"], PATCHES - VISIBLE, 0)])
+    shuffled = np.concatenate([x[1:], np.repeat(p["decoder/mask_token"], count - visible, 0)])
     x = np.concatenate([x[:1], shuffled[np.argsort(order, kind="stable")]]) + p["decoder/pos_embed"]
     x = layer_norm(transformer(x, p, "decoder/blocks"), p, "decoder/norm")
     prediction = dense(x, p, "decoder/pred")[1:]
     target = (pixels - pixels.mean(1, keepdims=True)) / np.sqrt(pixels.var(1, ddof=1, keepdims=True) + 1e-6)
-    mask = np.zeros(PATCHES)
-    mask[order[VISIBLE:]] = 1
+    mask = np.zeros(count)
+    mask[order[visible:]] = 1
     return np.sum(mask * ((prediction - target) ** 2).mean(1)) / mask.sum(), prediction, mask
 
 
@@ -90,6 +92,24 @@ def test_loss_and_prediction_equal_the_reference(example, run):
         assert float(out["loss"][i]) == pytest.approx(loss, rel=2e-6)
         np.testing.assert_allclose(out["prediction"][i], prediction, atol=1e-5)
         np.testing.assert_array_equal(out["mask"][i], mask)
+
+
+def test_oblong_images_equal_the_reference_and_are_painted_upright(random_params, run):
+    """192×256 pixels in patches of 16: 12 rows of 16 patches."""
+    model = build(dataclasses.replace(VIT, size="Ti/16", depth=1), dataclasses.replace(MAE, decoder_depth=1), (192, 256))
+    rng = np.random.default_rng(1)
+    images = jnp.asarray(rng.normal(size=(1, 192, 256, 3)), jnp.float32)
+    noise = jnp.asarray(rng.permutation(192)[None], jnp.float32)
+    params = random_params(model, grid=(12, 16))
+    out = run(model, params, images, noise=noise)
+    p = {path: np.float64(leaf) for path, leaf in functional.flatten(params).items()}
+    loss, prediction, mask = reference(p, np.float64(images[0]), np.float64(noise[0]))
+    assert float(out["loss"][0]) == pytest.approx(loss, rel=2e-6)
+    np.testing.assert_allclose(out["prediction"][0], prediction, atol=1e-5)
+    pictures = run(model, params, images, keys(0)[:1], method="reconstruct")
+    kept = np.asarray(pictures["masked"][0] != 0).any(-1)
+    assert kept.shape == (192, 256) and kept.reshape(12, 16, 16, 16).all((1, 3)).sum() == 48
+    np.testing.assert_allclose(np.asarray(pictures["reconstruction"][0])[kept], np.asarray(images[0])[kept], atol=1e-6)
 
 
 def test_gradient_equals_central_differences_of_the_reference(example, quick):

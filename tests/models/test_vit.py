@@ -115,6 +115,26 @@ def test_features_feed_the_head(pool, random_params, run):
     np.testing.assert_allclose(features, pooled, atol=1e-5)
 
 
+def test_oblong_images_are_embedded_patch_by_patch(random_params, run):
+    """192×256 pixels in patches of 16: 12 rows of 16 patches, each with the position of its row and column."""
+    model = functional.Model(lambda r: vit.Encoder(tiny(size="Ti/16", depth=1), (192, 256), rngs=r))
+    images = np.random.default_rng(0).normal(size=(1, 192, 256, 3)).astype(np.float32)
+    params = random_params(model, grid=(12, 16))
+    embed = {name: np.float64(leaf) for name, leaf in params["patch_embed"].items()}
+    found = run(model, params, images, method="embed")
+    assert found.shape == (1, 192, 16)
+    omega = 10000 ** (-np.arange(4) / 4)
+    for row, column in [(0, 0), (0, 15), (11, 0), (5, 9), (11, 15)]:
+        pixels = images[0, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].reshape(-1)
+        position = [f(at * omega) for at in (column, row) for f in (np.sin, np.cos)]
+        expected = pixels @ embed["kernel"] + embed["bias"] + np.concatenate(position)
+        np.testing.assert_allclose(found[0, 16 * row + column], expected, atol=2e-5)
+    assert run(model, params, images).shape == (1, 193, 16)
+    init = functional.flatten(model.init(jax.random.key(0)))
+    np.testing.assert_array_equal(init["pos_embed"], params["pos_embed"])
+    assert vit.forward_flops(tiny(size="Ti/16"), (192, 256)) == vit.forward_flops(tiny(size="Ti/16"), (256, 192))
+
+
 def test_select_encodes_the_chosen_patches_alone(random_params, run):
     model = encoder(cls_token=False, pool="mean")
     params = random_params(model)
