@@ -49,18 +49,26 @@ class Transformer(nnx.Module):
         )
         self.norm = LayerNorm(width, dtype, eps) if last_norm else None
 
-    def transform(self, x: jax.Array, keys: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def transform(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None = None,
+        train: bool = False,
+        key_mask: jax.Array | None = None,
+    ) -> jax.Array:
         """Tokens [batch, tokens, width] → the same, after all blocks and the norm.
 
         Args:
           x: tokens in the compute dtype.
           keys: [batch], keys for drop path; needed to train with `drop_path` above 0.
           train: whether drop path acts.
+          key_mask: [batch, tokens] bool, False at tokens that no other attends to, such as the padding of texts.
         """
         drop = ()
         if train and self.drop_path:
             if keys is None:
                 raise ValueError("training with drop path needs a key for each example")
             drop = (blocks.drop_path(rng.stream(keys, "drop_path"), self.drop_path, self.depth),)
-        x = functional.scan(self.blocks, x, *drop, remat=self.remat, saved=blocks.SAVED)
+        shared = {"key_mask": key_mask}
+        x = functional.scan(self.blocks, x, *drop, shared=shared, remat=self.remat, saved=blocks.SAVED)
         return x if self.norm is None else self.norm(x)

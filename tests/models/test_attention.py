@@ -101,3 +101,42 @@ def test_large_scores_are_as_exact_as_float32_allows(attend):
     rounding = 8 * 2.0**-23 * np.einsum("bqhd,bkhd->bhqk", abs(query), abs(key)).max() / np.sqrt(8)
     np.testing.assert_allclose(found, exact, atol=2 * rounding * np.abs(value).max())
     assert np.all(np.isfinite(vjp(gradient)[0]))
+
+
+def exact_attention(qkv, heads, mask, gradient):
+    """The definition in float64, a query at a time: values, and the gradient of sum(values · gradient) by qkv."""
+    query, key, value = np.float64(qkv).reshape(*qkv.shape[:3], heads, -1)
+    out, grad = np.zeros(query.shape), np.zeros((3, *query.shape))
+    scale, upstream = query.shape[-1] ** -0.5, np.float64(gradient).reshape(query.shape)
+    for b, t, h in np.ndindex(*query.shape[:3]):
+        seen = np.flatnonzero(mask[b])
+        if not len(seen):
+            continue
+        keys, values, g = key[b, seen, h], value[b, seen, h], upstream[b, t, h]
+        scores = scale * keys @ query[b, t, h]
+        weights = np.exp(scores - scores.max())
+        weights /= weights.sum()
+        out[b, t, h] = weights @ values
+        by_score = weights * (values @ g - g @ out[b, t, h]) * scale
+        grad[0, b, t, h] += by_score @ keys
+        grad[1, b, seen, h] += np.outer(by_score, query[b, t, h])
+        grad[2, b, seen, h] += np.outer(weights, g)
+    return out.reshape(gradient.shape), grad.reshape(qkv.shape)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_masked_keys_have_no_part_in_values_and_gradients(platform):
+    """Examples with random masks, with one key alone, with all and with none. Large values stand under the mask."""
+    qkv, gradient = drawn((5, 9, 2, 64), jnp.float32)  # sizes that the TPU's kernel would take without a mask
+    mask = np.random.default_rng(1).random((5, 9)) < 0.6
+    mask[1], mask[2], mask[3] = np.arange(9) == 4, True, False
+    masked = np.broadcast_to(~mask[None, :, :, None], qkv[1:].shape)
+    qkv = qkv.at[1:].set(jnp.where(masked, 100 * qkv[1:], qkv[1:]))
+    with hardware.compiling_for(platform):
+        found, vjp = jax.vjp(jax.jit(lambda x: attention.attend(x, 2, key_mask=jnp.asarray(mask))), qkv)
+        found_gradient = vjp(gradient)[0]
+    expected, expected_gradient = exact_attention(qkv, 2, mask, gradient)
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+    np.testing.assert_allclose(found_gradient, expected_gradient, atol=2e-5)
+    assert not np.any(found[3]) and not np.any(found_gradient[:, 3])
+    assert not np.any(np.where(masked, found_gradient[1:], 0))
