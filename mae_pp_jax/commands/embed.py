@@ -2,34 +2,30 @@
 
 import argparse
 import concurrent.futures
-import dataclasses
-import functools
 import glob
 import io
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from mae_pp_jax.core import checkpoint, console, hardware, leaves, partition, storage
-from mae_pp_jax.core import config as config_lib
+from mae_pp_jax.core import console, hardware, partition, storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.core.functional import Model, unflatten
 from mae_pp_jax.core.partition import MeshConfig
-from mae_pp_jax.data import augment
 from mae_pp_jax.data import images as images_lib
 from mae_pp_jax.data.decode import Unreadable
-from mae_pp_jax.models import positions, vit
+from mae_pp_jax.models import positions
+from mae_pp_jax.stages import saved_encoder
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """Writes one feature an image: an .npz file with `features` (float32 [images, width]) and `files` (their
-names, in the same order). The newest checkpoint of any run serves, also of an imported one. Images are resized by their
-shorter side and cut to the centre square.
+names, in the same order). The newest checkpoint of any run serves, also of an imported one. Images are resized to cover
+the model's input and cut to their centre.
 
 examples:
   python -m mae_pp_jax embed --workdir=runs/mae_wsp --images='photos/**/*.jpg' --out=features.npz
@@ -51,7 +47,12 @@ def add_parser(verbs) -> None:
         choices=("cls", "mean", "projection"),
         help="class token, mean of the patches, or the projection of a CLIP model (default: as the run's model)",
     )
-    parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="another input; resizes positions")
+    parser.add_argument(
+        "--image_size",
+        default="",
+        metavar="PIXELS",
+        help="another input, 518 or 192x256 (height x width); resizes positions",
+    )
     parser.add_argument("--resize", choices=tuple(positions.METHODS), help="whose way of resizing positions")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (default: 64)")
     parser.add_argument(
@@ -66,7 +67,7 @@ def run(args) -> None:
         args.images,
         args.out,
         pool=args.pool,
-        image_size=args.image_size,
+        image_size=parse_size(args.image_size),
         resize=args.resize,
         batch=args.batch,
         skip_unreadable=args.skip_unreadable,
@@ -80,7 +81,7 @@ def embed(
     out: str,
     *,
     pool: str | None = None,
-    image_size: int = 0,
+    image_size: tuple[int, int] | None = None,
     resize: str | None = None,
     batch: int = 64,
     skip_unreadable: bool = False,
@@ -93,7 +94,7 @@ def embed(
       out: the .npz file.
       pool: "cls", "mean" (of the patch tokens, after `norm` where the model has one), "projection", or None for the
         model's own.
-      image_size: side of the input in pixels, 0 for the run's.
+      image_size: (height, width) of the input in pixels, None for the run's.
       resize: whose way of resizing positions (`positions.METHODS`), None for that of the imported format, or MAE's.
       batch: images at once, over all devices.
       skip_unreadable: whether to go on without images that cannot be read.
@@ -115,7 +116,7 @@ def embed(
     if not files:
         raise UserError(f"--images: no file matches {pattern!r}; quote it, so that the shell leaves it alone")
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))
-    encoder = load(storage.path(workdir), mesh, pool=pool, image_size=image_size, resize=resize)
+    encoder = saved_encoder.load(storage.path(workdir), mesh, pool=pool, image_size=image_size, resize=resize)
     batch = -(-batch // mesh.size) * mesh.size
     found, used = [], []
     with (
@@ -139,83 +140,28 @@ def embed(
     return features, used
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedEncoder:
-    """`features`: uint8 [batch, side, side, 3] → float32 [batch, width]; `image_size`: that side in pixels."""
-
-    features: Callable[[jax.Array], jax.Array]
-    image_size: int
-
-
-def load(
-    run: storage.Path, mesh, *, pool: str | None = None, image_size: int = 0, resize: str | None = None
-) -> LoadedEncoder:
-    """The encoder of a run's newest checkpoint on a mesh; arguments as for `embed`.
+def parse_size(text: str) -> tuple[int, int] | None:
+    """(height, width) of "518" or "192x256"; None of "" for the run's own.
 
     Raises:
-      UserError: as `embed`.
+      UserError: it is neither.
     """
-    step = checkpoint.find(run, field="--workdir")
-    config = checkpoint.meta(run, step)["config"]
-    found = checkpoint.weights(run, step)
-    saved = {p: leaf for p, leaf in found.items() if p.startswith("encoder/") or p == "projection/kernel"}
-    if "encoder/pos_embed" not in saved:
-        raise UserError(f"--workdir: {run} is a run of stage '{config['stage']}' and holds no image encoder")
-    model = _model(run, config["model"], saved, pool)
-    side = image_size or config["data"]["image_size"]
-    ends_in_mean = "encoder/fc_norm/scale" in saved
-    module = Model(lambda rngs: vit.Encoder(model, side, pooled=ends_in_mean, rngs=rngs))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    wanted = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for path, leaf in saved.items()}
-    params = leaves.read(saved, wanted)
-    table = np.asarray(params["encoder/pos_embed"])
-    grid = (vit.grid_side(model, side),) * 2
-    method = resize or checkpoint.imported_from(run, step).get("resize", "mae")
-    table = positions.resize(table, grid, model.cls_token, method=method)
-    params["encoder/pos_embed"] = jax.device_put(table, wanted["encoder/pos_embed"].sharding)
-    pool = pool or ("mean" if ends_in_mean else "cls")
-    data = config["data"]
-
-    @jax.jit
-    def features(params, images):
-        pixels = augment.normalize(images, data["mean"], data["std"])
-        return _pooled(module, params, pixels, pool, ends_in_mean, model.cls_token)
-
-    return LoadedEncoder(functools.partial(features, unflatten(params)), side)
+    if not text:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not match:
+        raise UserError(f"--image_size: {text!r} is no size; give pixels as 224, or as HEIGHTxWIDTH such as 192x256")
+    return int(match[1]), int(match[2] or match[1])
 
 
-def _model(run: storage.Path, mapping: dict, saved: dict, pool: str | None) -> vit.VitConfig:
-    """The model's config, with a pooling that the encoder's last norm allows."""
-    ends_in_mean = "encoder/fc_norm/scale" in saved
-    model = config_lib.resolve(vit.VitConfig, {**mapping, "pool": "mean" if ends_in_mean else "cls"})
-    if pool == "cls" and (ends_in_mean or not model.cls_token):
-        raise UserError(f"--pool: the model of {run} has no normalised class token; use --pool=mean")
-    if pool == "projection" and "projection/kernel" not in saved:
-        raise UserError(f"--pool: the model of {run} has no projection; use --pool=cls or mean")
-    if pool is None and not ends_in_mean and not model.cls_token:
-        raise UserError(f"--pool: the model of {run} has no class token; use --pool=mean")
-    return model
-
-
-def _pooled(module: Model, params, pixels: jax.Array, pool: str, ends_in_mean: bool, cls: bool) -> jax.Array:
-    """Features [batch, width] of normalised pixels [batch, height, width, 3], float32."""
-    tokens = module.apply(params["encoder"], pixels)
-    if ends_in_mean:
-        feature = module.apply(params["encoder"], tokens, method="pool_tokens")
-    elif pool == "mean":
-        feature = jnp.mean(tokens[:, int(cls) :], axis=1, dtype=jnp.float32)
-    else:
-        feature = tokens[:, 0]
-    feature = feature.astype(jnp.float32)
-    return feature @ params["projection"]["kernel"] if pool == "projection" else feature
-
-
-def _batches(files: list[str], side: int, batch: int, skip_unreadable: bool) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(names of up to `batch` files, uint8 [batch, side, side, 3] padded with black), decoded a few batches ahead."""
+def _batches(
+    files: list[str], size: tuple[int, int], batch: int, skip_unreadable: bool
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """(names of up to `batch` files, uint8 [batch, height, width, 3] padded with black), decoded a few batches ahead."""
 
     def read(name: str) -> np.ndarray | None:
         try:
-            return images_lib.center_crop(storage.read_bytes(name), side)
+            return images_lib.center_crop(storage.read_bytes(name), size)
         except (OSError, Unreadable) as error:
             if not skip_unreadable:
                 raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error
@@ -235,7 +181,7 @@ def _batches(files: list[str], side: int, batch: int, skip_unreadable: bool) -> 
                 ready, waiting = waiting[:batch], waiting[batch:]
                 decoded = [(name, image.result()) for name, image in ready]
                 good = [(name, image) for name, image in decoded if image is not None]
-                pixels = np.zeros((batch, side, side, 3), np.uint8)
+                pixels = np.zeros((batch, *size, 3), np.uint8)
                 for i, (_, image) in enumerate(good):
                     pixels[i] = image
                 yield [name for name, _ in good], pixels

@@ -65,13 +65,22 @@ def stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rn
     return nnx.merge(graph, jax.lax.map(lambda key: nnx.state(make_block(nnx.Rngs(params=key))), keys))
 
 
-def scan(blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none", saved: Sequence[str] = ()) -> jax.Array:
+def scan(
+    blocks: nnx.Module,
+    x: jax.Array,
+    *per_layer,
+    shared: Mapping[str, Any] | None = None,
+    remat: str = "none",
+    saved: Sequence[str] = (),
+) -> jax.Array:
     """Runs stacked blocks one after another under `jax.lax.scan`, so that compile time does not grow with depth.
 
     Args:
       blocks: a module made by `stack`.
       x: input of the first block; each block must keep its shape and dtype.
-      *per_layer: pytrees with a leading `layers` axis; block i is called as `block(x, *[p[i] for p in per_layer])`.
+      *per_layer: pytrees with a leading `layers` axis; block i is called as
+        `block(x, *[p[i] for p in per_layer], **shared)`.
+      shared: arguments that all blocks take alike.
       remat: what the backward pass recomputes, one of `REMAT`.
       saved: the names under which a block's values are saved by `dots`.
     """
@@ -79,7 +88,7 @@ def scan(blocks: nnx.Module, x: jax.Array, *per_layer, remat: str = "none", save
 
     def body(x, layer):
         layer_state, extras = layer
-        return nnx.merge(graph, layer_state)(x, *extras), None
+        return nnx.merge(graph, layer_state)(x, *extras, **(shared or {})), None
 
     if remat != "none":
         names = saved if remat == "dots" else ()

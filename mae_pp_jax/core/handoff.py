@@ -17,7 +17,8 @@ from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 
-Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+# Config of the source run → (how its array becomes ours, or None where it moves as it is; a note for the report).
+Resize = Callable[[Mapping], tuple[Callable[[np.ndarray], np.ndarray] | None, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Handoff:
       move: (source pattern, target replacement) as in `re.sub`.
       drop: source patterns that have no place in the target.
       fresh: target patterns that keep their initial values when no source leaf moves there.
-      resize: (target pattern, function(source array, target shape) → array) for moved leaves of another shape.
+      resize: (target pattern, `Resize`) for moved leaves that may need another shape or order of their rows, which the
+        shapes alone do not tell.
       scope: pattern of the target leaves that this source answers for, where a stage has several sources.
     """
 
@@ -43,15 +45,26 @@ class Handoff:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What happens to every leaf: `moved` target → source, `resized` target → source, `dropped`, `fresh`."""
+    """What happens to every leaf.
+
+    Attributes:
+      moved: target → source.
+      resized: target → source.
+      dropped: paths of the source.
+      fresh: paths of the target.
+      resize: target → function for the source's array, of all that are resized.
+      notes: target → what a reader of the report should know about it.
+    """
 
     moved: dict[str, str]
     resized: dict[str, str]
     dropped: tuple[str, ...]
     fresh: tuple[str, ...]
+    resize: dict[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def plan(rules: Handoff, source: Mapping, target: Mapping, where: str) -> Plan:
+def plan(rules: Handoff, source: Mapping, target: Mapping, where: str, config: Mapping) -> Plan:
     """Matches the leaves of a source against a target.
 
     Args:
@@ -59,6 +72,7 @@ def plan(rules: Handoff, source: Mapping, target: Mapping, where: str) -> Plan:
       source: path → anything with a `shape`.
       target: path → anything with a `shape`.
       where: name of the source for errors.
+      config: of the source run, as its checkpoint holds it.
 
     Raises:
       UserError: a source leaf neither moved nor dropped, a target leaf neither reached nor fresh, two sources for one
@@ -79,7 +93,7 @@ def plan(rules: Handoff, source: Mapping, target: Mapping, where: str) -> Plan:
                 f"handoff: {where}: source leaf {path} {tuple(source[path].shape)} is neither moved nor dropped; "
                 "the model there is not the one this stage expects (check config.model against its config.json)"
             )
-    moved, resized, fresh = {}, {}, []
+    moved, resized, fresh, resize, notes = {}, {}, [], {}, {}
     for path, leaf in target.items():
         if path not in arriving:
             if not any(re.fullmatch(p, path) for p in rules.fresh):
@@ -87,16 +101,20 @@ def plan(rules: Handoff, source: Mapping, target: Mapping, where: str) -> Plan:
                     f"handoff: {where}: nothing arrives at {path} {tuple(leaf.shape)} and it may not stay fresh"
                 )
             fresh.append(path)
+            continue
+        function, note = next((r(config) for p, r in rules.resize if re.fullmatch(p, path)), (None, ""))
+        if note:
+            notes[path] = note
+        if function is not None:
+            resized[path], resize[path] = arriving[path], function
         elif tuple(source[arriving[path]].shape) == tuple(leaf.shape):
             moved[path] = arriving[path]
-        elif any(re.fullmatch(p, path) for p, _ in rules.resize):
-            resized[path] = arriving[path]
         else:
             raise UserError(
                 f"handoff: {where}: {arriving[path]} is {tuple(source[arriving[path]].shape)} there and {path} is "
                 f"{tuple(leaf.shape)} here; use the same config.model as that run"
             )
-    return Plan(moved, resized, tuple(dropped), tuple(fresh))
+    return Plan(moved, resized, tuple(dropped), tuple(fresh), resize, notes)
 
 
 def report(plan: Plan, source: Mapping, target: Mapping, where: str) -> str:
@@ -105,8 +123,12 @@ def report(plan: Plan, source: Mapping, target: Mapping, where: str) -> str:
         f"handoff from {where}: {len(plan.moved)} moved, {len(plan.resized)} resized, {len(plan.dropped)} dropped, "
         f"{len(plan.fresh)} fresh"
     ]
-    lines += [f"  moved    {s} → {t} {_shape(target[t])}" for t, s in plan.moved.items()]
-    lines += [f"  resized  {s} {_shape(source[s])} → {t} {_shape(target[t])}" for t, s in plan.resized.items()]
+    notes = {path: f" ({note})" for path, note in plan.notes.items()}
+    lines += [f"  moved    {s} → {t} {_shape(target[t])}{notes.get(t, '')}" for t, s in plan.moved.items()]
+    lines += [
+        f"  resized  {s} {_shape(source[s])} → {t} {_shape(target[t])}{notes.get(t, '')}"
+        for t, s in plan.resized.items()
+    ]
     lines += [f"  dropped  {s} {_shape(source[s])}" for s in plan.dropped]
     lines += [f"  fresh    {t} {_shape(target[t])}" for t in plan.fresh]
     return "\n".join(lines)
@@ -176,15 +198,14 @@ def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, di
     source, target = checkpoint.weights(run, at), dict(target)
     item = "ema" if any(leaf.item == "ema" for leaf in source.values()) else "params"
     where = f"{run} (stage {stage}, step {at}, {item})"
-    matched = plan(rules, source, target, where)
+    matched = plan(rules, source, target, where, meta["config"])
     account = report(matched, source, target, where)
     wanted = {s: _like(source[s], target[t]) for t, s in {**matched.moved, **matched.resized}.items()}
     arrays = leaves.read(source, wanted)
     for t, s in matched.moved.items():
         target[t] = jnp.asarray(arrays[s], target[t].dtype)
     for t, s in matched.resized.items():
-        resize = next(f for p, f in rules.resize if re.fullmatch(p, t))
-        value = np.asarray(resize(np.asarray(arrays[s]), target[t].shape), target[t].dtype)
+        value = np.asarray(matched.resize[t](np.asarray(arrays[s])), target[t].dtype)
         target[t] = jax.make_array_from_callback(value.shape, target[t].sharding, lambda index, v=value: v[index])
     record = dict(
         run=str(run), stage=stage, step=at, item=item, params_sha256=checkpoint.weights_sha256(run, at, source)

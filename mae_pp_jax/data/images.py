@@ -27,14 +27,14 @@ def pixels(image: bytes | np.ndarray) -> np.ndarray:
     return image if isinstance(image, np.ndarray) else decode.decode(image)
 
 
-def center_crop(image: bytes | np.ndarray, size: int, share: float = 1.0) -> np.ndarray:
-    """Resizes the shorter side to `size` / `share` and cuts out the centre: uint8 [size, size, 3].
+def center_crop(image: bytes | np.ndarray, size: int | tuple[int, int], share: float = 1.0) -> np.ndarray:
+    """Resizes to cover `size` / `share` and cuts out the centre: uint8 [height, width, 3].
 
     Decodes in full and averages areas, for evaluation and embedding.
 
     Args:
       image: a file, or uint8 [height, width, 3].
-      size: side of the result in pixels.
+      size: side of the result in pixels, or its (height, width).
       share: part of the shorter side that is kept, above 0 and at most 1; timm's crop_pct.
 
     Raises:
@@ -42,14 +42,15 @@ def center_crop(image: bytes | np.ndarray, size: int, share: float = 1.0) -> np.
     """
     image = pixels(image)
     height, width = image.shape[:2]
-    target = max(size, int(size / share))  # whole pixels downwards, as MAE's and timm's transforms
-    if (height, width) == (target, target) == (size, size):
+    size = (size, size) if isinstance(size, int) else size
+    target = [max(side, int(side / share)) for side in size]  # whole pixels downwards, as MAE's and timm's transforms
+    if [height, width] == target == list(size):
         return image
-    short = min(height, width)
-    height, width = (max(target, round(side * target / short)) for side in (height, width))
+    to, side = max(zip(target, (height, width)), key=lambda pair: pair[0] / pair[1])  # the side that must grow most
+    height, width = (max(t, round(s * to / side)) for t, s in zip(target, (height, width)))
     image = _resize(image, height, width)
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def squeeze(image: bytes | np.ndarray, size: int) -> np.ndarray:

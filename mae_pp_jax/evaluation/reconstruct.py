@@ -40,13 +40,13 @@ class Reconstructions:
 
 def grid(rows: list[np.ndarray]) -> np.ndarray:
     """Rows of uint8 images [count, height, width, 3] as one picture on white."""
-    side = rows[0].shape[1]
-    scale = max(1, -(-LEAST_SIDE // side))
-    cell = side * scale + GAP
-    picture = np.full((len(rows) * cell + GAP, len(rows[0]) * cell + GAP, 3), 255, np.uint8)
+    count, *sides = rows[0].shape[:3]
+    scale = max(1, -(-LEAST_SIDE // min(sides)))
+    height, width = (side * scale + GAP for side in sides)
+    picture = np.full((len(rows) * height + GAP, count * width + GAP, 3), 255, np.uint8)
     for y, images in enumerate(rows):
         for x, image in enumerate(images):
             big = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-            top, left = GAP + y * cell, GAP + x * cell
+            top, left = GAP + y * height, GAP + x * width
             picture[top : top + big.shape[0], left : left + big.shape[1]] = big
     return picture

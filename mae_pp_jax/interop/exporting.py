@@ -15,6 +15,7 @@ from mae_pp_jax.interop.tables import Format
 from mae_pp_jax.interop.tensors import FLOATS, Tensor
 from mae_pp_jax.models import mae as mae_lib
 from mae_pp_jax.models import vit
+from mae_pp_jax.models.patches import height_width
 
 STAGES = ("encoder", "mae", "wsp", "classify")
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -54,6 +55,12 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
     config = checkpoint.meta(run, at)["config"]
     if config["stage"] not in STAGES:
         raise UserError(f"--from: {run} is a run of stage '{config['stage']}'; only {', '.join(STAGES)} can be written")
+    height, width = height_width(config["data"]["image_size"])
+    if height != width:
+        raise UserError(
+            f"--from: {run} has images of {height}x{width} pixels, and files of other code bases hold positions of "
+            "squares alone; train or resize it at a square data.image_size first"
+        )
     found = checkpoint.weights(run, at)
     shapes = {path: leaf.shape for path, leaf in found.items()}
     if dtype == "auto":
@@ -160,6 +167,7 @@ def _huggingface_settings(export: Export) -> dict[str, dict]:
     config = export.config
     model, data = config_lib.resolve(vit.VitConfig, config["model"]), config["data"]
     dims = vit.dimensions(model)
+    side, _ = height_width(data["image_size"])
     settings: dict = dict(
         architectures=["ViTModel"],
         model_type="vit",
@@ -171,7 +179,7 @@ def _huggingface_settings(export: Export) -> dict[str, dict]:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=model.norm_eps,
-        image_size=data["image_size"],
+        image_size=side,
         patch_size=dims.patch,
         num_channels=3,
         qkv_bias=True,
@@ -195,7 +203,6 @@ def _huggingface_settings(export: Export) -> dict[str, dict]:
             id2label={str(i): f"LABEL_{i}" for i in range(classes)},
             label2id={f"LABEL_{i}": i for i in range(classes)},
         )
-    side = data["image_size"]
     pixels = dict(
         image_processor_type="ViTImageProcessor",
         do_resize=True,

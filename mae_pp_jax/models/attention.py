@@ -39,11 +39,12 @@ class Attention(nnx.Module):
             (heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [batch, tokens, width] → the same; `key_mask` as in `attend`."""
         width = x.shape[-1]
         kernel, bias = (p[...].astype(self.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         qkv = _project(x, kernel.reshape(width, 3, width), bias.reshape(3, width))
-        out = checkpoint_name(attend(qkv, self.heads, self.attention), "attended")
+        out = checkpoint_name(attend(qkv, self.heads, self.attention, key_mask), "attended")
         kernel, bias = (p[...].astype(self.dtype) for p in (self.proj.kernel, self.proj.bias))
         return matmul(out, kernel.reshape(width, width)) + bias
 
@@ -79,30 +80,34 @@ def _add_bias_backward(_, grad):
 _add_bias.defvjp(lambda qkv, bias: (_add_bias(qkv, bias), None), _add_bias_backward)
 
 
-def attend(qkv: jax.Array, heads: int, attention: str = "auto") -> jax.Array:
+def attend(qkv: jax.Array, heads: int, attention: str = "auto", key_mask: jax.Array | None = None) -> jax.Array:
     """softmax(query · keyᵀ / √head_dim) · value; the softmax runs in float32.
 
     Args:
       qkv: [3, batch, tokens, width], queries, keys and values with the channels of all heads after one another.
       heads: number of heads.
       attention: "xla" is plain `jax.nn.dot_product_attention`; "auto" takes what is faster on the platform: on TPUs a
-        kernel of ours and on GPUs cuDNN's, where they take these sizes.
+        kernel of ours and on GPUs cuDNN's, where they take these sizes and there is no mask.
+      key_mask: [batch, tokens] bool, False at tokens that no query attends to (padding); None: all are attended to.
 
     Returns:
-      [batch, tokens, width].
+      [batch, tokens, width]; zeros for an example whose every key is masked.
     """
     _, batch, tokens, width = qkv.shape
     platform = hardware.platform() if attention == "auto" else ""
-    if platform == "tpu":
+    if platform == "tpu" and key_mask is None:
         local_heads = partition.local_shape((heads,), ("tensor",))[0]
         if attention_tpu.heads_of_block(local_heads, width // heads, tokens):
             kernel = functools.partial(attention_tpu.attend, heads=local_heads)
             return partition.on_each_device(kernel, QKV_AXES, OUT_AXES)(qkv)
     if platform == "cpu":
-        return attention_cpu.attend(qkv, heads)
+        return attention_cpu.attend(qkv, heads, key_mask)
     query, key, value = qkv.reshape(3, batch, tokens, heads, width // heads)
-    fused = "cudnn" if platform == "gpu" and _cudnn_has(qkv.dtype, width // heads) else "xla"
-    out = jax.nn.dot_product_attention(query, key, value, implementation=fused)
+    fused = key_mask is None and platform == "gpu" and _cudnn_has(qkv.dtype, width // heads)
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn" if fused else "xla")
+    if mask is not None:  # without any key softmax would weigh all alike
+        out = jnp.where(jnp.any(mask, axis=-1, keepdims=True), out, 0)
     return out.reshape(batch, tokens, width)
 
 

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 
-def attend(qkv: jax.Array, heads: int) -> jax.Array:
+def attend(qkv: jax.Array, heads: int, key_mask: jax.Array | None = None) -> jax.Array:
     """softmax(query · keyᵀ / √head_dim) · value; the softmax runs in float32.
 
     Args:
       qkv: [3, batch, tokens, width], queries, keys and values with the channels of all heads after one another.
       heads: number of heads.
+      key_mask: [batch, tokens] bool, False at tokens that no query attends to; None: all are attended to.
 
     Returns:
-      [batch, tokens, width].
+      [batch, tokens, width]; zeros for an example whose every key is masked.
     """
     _, batch, tokens, width = qkv.shape
     # Heads before tokens: then each product is a stack of plain matrices. Three arrays, not one: then their gradients are
@@ -26,31 +27,40 @@ def attend(qkv: jax.Array, heads: int) -> jax.Array:
     split = (
         part.reshape(batch, tokens, heads, width // heads).swapaxes(1, 2) for part in jax.lax.split(qkv, (1, 1, 1))
     )
-    return _attend(*split).swapaxes(1, 2).reshape(batch, tokens, width)
+    return _attend(*split, key_mask).swapaxes(1, 2).reshape(batch, tokens, width)
 
 
 @jax.custom_vjp
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """All are [batch, heads, tokens, head_dim]."""
-    return _forward(query, key, value)[0]
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array | None) -> jax.Array:
+    """Three arrays [batch, heads, tokens, head_dim] and [batch, tokens]."""
+    return _forward(query, key, value, key_mask)[0]
 
 
-def _forward(query, key, value):
+def _forward(query, key, value, key_mask):
     scores = _product(_scaled(query), key)
-    largest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if key_mask is None:
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+    else:
+        mask = key_mask[:, None, None, :]
+        largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=jnp.finfo(scores.dtype).min)
+        weights = jnp.where(mask, jnp.exp(scores - largest), 0)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        total = jnp.where(total == 0, 1, total)  # without any key; with one its largest weight is 1
     out = _on_all_cores(weights.astype(value.dtype) @ value) / total.astype(value.dtype)
     # The name lets a rematerialisation policy keep both, and so not run all of this again.
     out, log_total = checkpoint_name((out, largest + jnp.log(total)), "attended")
-    return out, (query, key, value, out, log_total)
+    return out, (query, key, value, key_mask, out, log_total)
 
 
 def _backward(saved, grad):
     # All in the transposed form [batch, heads, keys, queries]: then only the gradient of the queries needs a transposed
     # factor, and that is the small one. XLA has no fast product of a transposed left factor.
-    query, key, value, out, log_total = saved
+    query, key, value, key_mask, out, log_total = saved
     weights = jnp.exp(_product(key, _scaled(query)) - log_total.swapaxes(-1, -2))
+    if key_mask is not None:
+        weights = jnp.where(key_mask[:, None, :, None], weights, 0)
     grad_weights = _product(value, grad)
     # Σ_k weights · grad_weights, of which softmax's derivative takes a multiple off, is Σ_d out · grad.
     common = jnp.sum((out * grad).astype(jnp.float32), axis=-1)[..., None, :]
@@ -60,6 +70,7 @@ def _backward(saved, grad):
         _on_all_cores(key_rows @ grad_scores).swapaxes(-1, -2),
         _on_all_cores(grad_scores @ query),
         _on_all_cores(weights.astype(grad.dtype) @ grad),
+        None,
     )
 
 

@@ -99,15 +99,18 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(width, dtype, eps)
         self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, branch_scale: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, branch_scale: jax.Array | None = None, *, key_mask: jax.Array | None = None
+    ) -> jax.Array:
         """Tokens [batch, tokens, width] → the same.
 
         Args:
           x: tokens.
           branch_scale: [2, batch], what each sample's attention and MLP branch are multiplied with; see `drop_path`.
+          key_mask: [batch, tokens] bool, False at tokens that no other attends to; see `attention.attend`.
         """
         attn_scale, mlp_scale = (None, None) if branch_scale is None else branch_scale
-        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x)), attn_scale), "attention_added")
+        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x), key_mask), attn_scale), "attention_added")
         x = x + _scaled(self.mlp(self.norm2(x)), mlp_scale)
         return constrain(x, TOKEN_AXES)
 

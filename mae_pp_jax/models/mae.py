@@ -1,28 +1,21 @@
 """The masked autoencoder (He et al. 2021): the encoder sees a few patches, a small decoder paints the rest."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional, rng
+from mae_pp_jax.core import rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
 from mae_pp_jax.models import blocks, masking, positions
-from mae_pp_jax.models.blocks import TOKEN_AXES, Block, LayerNorm, xavier_uniform
-from mae_pp_jax.models.vit import (
-    Encoder,
-    VitConfig,
-    block_flops,
-    check_width,
-    dimensions,
-    forward_flops,
-    grid_side,
-    patchify,
-    unpatchify,
-)
+from mae_pp_jax.models.blocks import TOKEN_AXES, xavier_uniform
+from mae_pp_jax.models.patches import patchify, unpatchify
+from mae_pp_jax.models.transformer import Transformer
+from mae_pp_jax.models.vit import Encoder, VitConfig, block_flops, check_width, dimensions, forward_flops, grid
 
 # Axes of the parameters of a decoder; see `core.partition`.
 PARAMETER_AXES = (
@@ -65,7 +58,7 @@ def decoder_mlp(config: MaeConfig) -> int:
     return config.decoder_mlp or 4 * config.decoder_width
 
 
-class Decoder(nnx.Module):
+class Decoder(Transformer):
     """Visible tokens to pixels of all patches.
 
     Parameters: `embed`, `mask_token` [1, width], `pos_embed` [tokens, width] (fixed sin-cos), `blocks/…`, `norm` and
@@ -80,17 +73,22 @@ class Decoder(nnx.Module):
     def __init__(self, config: MaeConfig, encoder: Encoder, *, rngs: nnx.Rngs):
         width, heads, dtype = config.decoder_width, config.decoder_heads, encoder.dtype
         check_width("config.mae", width, heads, prefix="decoder_")
-        self.remat, self.dtype = encoder.config.remat, dtype
-        self.cls_tokens = int(encoder.config.cls_token)
+        whole = encoder.config
+        self.cls_tokens = int(whole.cls_token)
         self.embed = nnx.Linear(encoder.dims.width, width, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
-        table = positions.sincos_2d(width, encoder.grid, encoder.grid, encoder.config.cls_token)
-        self.pos_embed = nnx.Param(jnp.asarray(table))
-        mlp, eps, attention = decoder_mlp(config), encoder.config.norm_eps, encoder.config.attention
-        self.blocks = functional.stack(
-            lambda r: Block(width, heads, mlp, dtype, eps=eps, attention=attention, rngs=r), config.decoder_depth, rngs
+        self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, *encoder.grid, whole.cls_token)))
+        super().__init__(
+            width,
+            config.decoder_depth,
+            heads,
+            decoder_mlp(config),
+            dtype,
+            eps=whole.norm_eps,
+            attention=whole.attention,
+            remat=whole.remat,
+            rngs=rngs,
         )
-        self.norm = LayerNorm(width, dtype, eps)
         self.pred = nnx.Linear(width, encoder.dims.patch**2 * 3, kernel_init=xavier_uniform, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, select: jax.Array, mask: jax.Array) -> jax.Array:
@@ -108,8 +106,7 @@ class Decoder(nnx.Module):
         cls, visible = x[:, : self.cls_tokens], x[:, self.cls_tokens :]
         patches = masking.restore_patches(select, visible, mask, self.mask_token[...])
         x = jnp.concatenate([cls, patches], axis=1) + jax.lax.stop_gradient(self.pos_embed[...]).astype(self.dtype)
-        x = functional.scan(self.blocks, constrain(x, TOKEN_AXES), remat=self.remat, saved=blocks.SAVED)
-        return self.pred(self.norm(x))[:, self.cls_tokens :].astype(jnp.float32)
+        return self.pred(self.transform(constrain(x, TOKEN_AXES)))[:, self.cls_tokens :].astype(jnp.float32)
 
 
 class Mae(nnx.Module):
@@ -118,17 +115,17 @@ class Mae(nnx.Module):
     Args:
       encoder_config: the encoder; it ends in `norm` whatever its `pool` says.
       config: masking, decoder and target.
-      image_size: side of the square images, pixels.
+      image_size: (height, width) of the images in pixels.
       rngs: keys for initialisation.
 
     Raises:
       UserError: sizes that do not fit one another.
     """
 
-    def __init__(self, encoder_config: VitConfig, config: MaeConfig, image_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, encoder_config: VitConfig, config: MaeConfig, image_size: tuple[int, int], *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = Encoder(encoder_config, image_size, pooled=False, rngs=rngs)
-        self.patches = self.encoder.grid**2
+        self.patches = math.prod(self.encoder.grid)
         self.visible = visible_patches(config, self.patches)
         self.decoder = Decoder(config, self.encoder, rngs=rngs)
 
@@ -183,7 +180,7 @@ class Mae(nnx.Module):
         painted = out["prediction"] * deviation + mean
 
         def picture(patches):
-            return unpatchify(patches, self.encoder.dims.patch, (self.encoder.grid, self.encoder.grid))
+            return unpatchify(patches, self.encoder.dims.patch, self.encoder.grid)
 
         return dict(
             masked=picture(original * (1 - mask)),
@@ -201,10 +198,10 @@ class Mae(nnx.Module):
         return (pixels - mean) / deviation, mean, deviation
 
 
-def mae_forward_flops(encoder_config: VitConfig, config: MaeConfig, image_size: int) -> float:
+def mae_forward_flops(encoder_config: VitConfig, config: MaeConfig, image_size: tuple[int, int]) -> float:
     """FLOPs of one image's forward pass, counted as `vit.forward_flops` does: encoder on visible patches, decoder."""
     patch, encoder_width, *_ = dimensions(encoder_config)
-    patches, cls = grid_side(encoder_config, image_size) ** 2, int(encoder_config.cls_token)
+    patches, cls = math.prod(grid(encoder_config, image_size)), int(encoder_config.cls_token)
     visible, width = visible_patches(config, patches), config.decoder_width
     encoder = forward_flops(encoder_config, image_size, tokens=cls + visible)
     blocks = config.decoder_depth * block_flops(width, decoder_mlp(config), cls + patches)

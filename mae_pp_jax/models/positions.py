@@ -76,6 +76,13 @@ def resize(
     return np.concatenate([cls, resized.astype(cls.dtype)])
 
 
+def set_class_row(table: np.ndarray, had: bool, has: bool) -> np.ndarray:
+    """A table with or without a first row for the class token; a row that is new is zero, as in the sin-cos table."""
+    if had == has:
+        return table
+    return table[1:] if had else np.concatenate([np.zeros_like(table[:1]), table])
+
+
 def _bicubic(old: int, new: int, method: str) -> np.ndarray:
     """Interpolation weights [new, old] along one axis.
 

@@ -5,6 +5,7 @@ Dimensions and initialisation follow MAE (He et al. 2021) and, for the large siz
 
 import dataclasses
 import difflib
+import math
 import re
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional, hardware, rng
+from mae_pp_jax.core import functional, hardware
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
 from mae_pp_jax.models import blocks, masking, positions
-from mae_pp_jax.models.blocks import TOKEN_AXES, Block, LayerNorm, drop_path, xavier_uniform
+from mae_pp_jax.models.blocks import TOKEN_AXES, LayerNorm
+from mae_pp_jax.models.patches import PatchEmbed, size_text
+from mae_pp_jax.models.transformer import Transformer
 
 # Name → width, depth, heads; the hidden width of the MLP is 4 · width.
 SIZES = {
@@ -40,8 +43,8 @@ PARAMETER_AXES = (
     *blocks.PARAMETER_AXES,
 )
 
-# Standard deviation of the classifier's kernel. `small`: MAE's full finetuning; `probe`: MAE's linear probe.
-HEAD_INITS = {"zeros": 0.0, "small": 2e-5, "probe": 0.01}
+# Standard deviation of the classifier's kernel. `small`: MAE's full finetuning.
+HEAD_INITS = {"zeros": 0.0, "small": 2e-5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,20 +135,26 @@ def check_width(where: str, width: int, heads: int, prefix: str = "") -> None:
         )
 
 
-def grid_side(config: VitConfig, image_size: int) -> int:
-    """Patches along one side of a square image.
+def grid(config: VitConfig, image_size: tuple[int, int], where: str = "config.data.image_size") -> tuple[int, int]:
+    """(rows, columns) of patches in images of (height, width) pixels.
+
+    Args:
+      config: the encoder.
+      image_size: (height, width) in pixels.
+      where: the key or argument to blame for a size that does not fit.
 
     Raises:
-      UserError: the image does not divide into patches.
+      UserError: the images do not divide into patches.
     """
     patch = dimensions(config).patch
-    if image_size < patch or image_size % patch:
-        near = max(1, round(image_size / patch)) * patch
+    if any(side < patch or side % patch for side in image_size):
+        near = tuple(max(1, round(side / patch)) * patch for side in image_size)
         raise UserError(
-            f"config.data.image_size: {image_size} does not divide into patches of {patch} (config.model.size = "
-            f"{config.size}); use an image size such as {near} or another patch"
+            f"{where}: {size_text(image_size)} does not divide into patches of {patch} (config.model.size = "
+            f"{config.size}); use an image size such as {size_text(near)} or another patch"
         )
-    return image_size // patch
+    height, width = image_size
+    return height // patch, width // patch
 
 
 def compute_dtype(config: VitConfig) -> jnp.dtype:
@@ -154,23 +163,8 @@ def compute_dtype(config: VitConfig) -> jnp.dtype:
     return jnp.dtype(auto if config.dtype == "auto" else config.dtype)
 
 
-def patchify(images: jax.Array, patch: int) -> jax.Array:
-    """Images [batch, height, width, 3] → [batch, patches, patch · patch · 3], pixels in (row, column, rgb) order."""
-    batch, height, width, channels = images.shape
-    rows, columns = height // patch, width // patch
-    tiles = images.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-    return tiles.reshape(batch, rows * columns, patch * patch * channels)
-
-
-def unpatchify(patches: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
-    """The inverse of `patchify` for a grid of (rows, columns) patches."""
-    rows, columns = grid
-    tiles = patches.reshape(patches.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-    return tiles.reshape(patches.shape[0], rows * patch, columns * patch, -1)
-
-
-class Encoder(nnx.Module):
-    """Images to tokens.
+class Encoder(Transformer):
+    """Images to tokens, and to one feature for each image.
 
     Parameters: `patch_embed/{kernel, bias}`, `cls_token` [1, width], `pos_embed` [tokens, width] (class token first),
     `blocks/…` (each with a leading `layers` axis), and the last norm: `norm` acts on all tokens; with pooling by mean,
@@ -181,39 +175,44 @@ class Encoder(nnx.Module):
 
     Args:
       config: shape and numerics.
-      image_size: side of the square images, pixels.
-      pooled: whether `pool_tokens` will be called. If not, the last norm is `norm` whatever `config.pool` says.
+      image_size: (height, width) of the images in pixels.
+      pooled: whether the encoder ends as `config.pool` says. If not, the last norm is `norm`.
       rngs: keys for initialisation.
 
     Raises:
       UserError: unknown size, image size not divisible by the patch, pooling by a class token that is switched off.
     """
 
-    def __init__(self, config: VitConfig, image_size: int, *, pooled: bool = True, rngs: nnx.Rngs):
+    def __init__(self, config: VitConfig, image_size: tuple[int, int], *, pooled: bool = True, rngs: nnx.Rngs):
         if pooled and config.pool == "cls" and not config.cls_token:
             raise UserError("config.model.pool: 'cls' needs the class token; set cls_token=true or pool=mean")
-        self.config, self.dims, self.dtype = config, dimensions(config), compute_dtype(config)
-        self.grid = grid_side(config, image_size)
+        self.config, self.dims, dtype = config, dimensions(config), compute_dtype(config)
+        self.grid = grid(config, image_size)
         patch, width, depth, heads, mlp = self.dims
-        self.patch_embed = nnx.Linear(patch * patch * 3, width, kernel_init=xavier_uniform, dtype=self.dtype, rngs=rngs)
+        self.patch_embed = PatchEmbed(patch, width, dtype, rngs=rngs)
         if config.cls_token:
             self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, width)))
-        self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, self.grid, self.grid, config.cls_token)))
-        self.blocks = functional.stack(
-            lambda r: Block(width, heads, mlp, self.dtype, eps=config.norm_eps, attention=config.attention, rngs=r),
-            depth,
-            rngs,
-        )
+        self.pos_embed = nnx.Param(jnp.asarray(positions.sincos_2d(width, *self.grid, config.cls_token)))
         self.mean_pool = pooled and config.pool == "mean"
+        super().__init__(
+            width,
+            depth,
+            heads,
+            mlp,
+            dtype,
+            eps=config.norm_eps,
+            attention=config.attention,
+            remat=config.remat,
+            drop_path=config.drop_path,
+            last_norm=not self.mean_pool,
+            rngs=rngs,
+        )
         if self.mean_pool:
-            self.fc_norm = LayerNorm(width, self.dtype, config.norm_eps)
-        else:
-            self.norm = LayerNorm(width, self.dtype, config.norm_eps)
+            self.fc_norm = LayerNorm(width, dtype, config.norm_eps)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """Images [batch, height, width, 3], normalised floats → patches [batch, patches, width] with positions."""
-        x = self.patch_embed(patchify(images, self.dims.patch))
-        return constrain(x + self._positions()[int(self.config.cls_token) :], TOKEN_AXES)
+        return constrain(self.patch_embed(images) + self._positions()[int(self.config.cls_token) :], TOKEN_AXES)
 
     def __call__(
         self,
@@ -234,25 +233,29 @@ class Encoder(nnx.Module):
         Returns:
           Tokens [batch, tokens, width] in the compute dtype, class token (if there is one) first.
         """
-        if train and self.config.drop_path and keys is None:
-            raise ValueError("training with drop path needs a key an image")
         x = self.embed(images)
         if select is not None:
             x = masking.gather_visible(select, x)
         if self.config.cls_token:
             cls = self.cls_token[...].astype(self.dtype) + self._positions()[:1]
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape)), x], axis=1)
-        drop = ()
-        if train and self.config.drop_path:
-            drop = (drop_path(rng.stream(keys, "drop_path"), self.config.drop_path, self.dims.depth),)
-        x = functional.scan(self.blocks, x, *drop, remat=self.config.remat, saved=blocks.SAVED)
-        return x if self.mean_pool else self.norm(x)
+        return self.transform(x, keys, train)
 
-    def pool_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Tokens [batch, tokens, width] as `__call__` returns them → one feature an image [batch, width]."""
-        if self.mean_pool:
-            return self.fc_norm(jnp.mean(tokens[:, int(self.config.cls_token) :], axis=1, dtype=jnp.float32))
+    def pool_tokens(self, tokens: jax.Array, pool: str | None = None) -> jax.Array:
+        """Tokens [batch, tokens, width] as `__call__` returns them → one feature for each image [batch, width].
+
+        Args:
+          tokens: with the class token (if there is one) first.
+          pool: "cls" or "mean", for an encoder that ends in `norm`; None: as it is built.
+        """
+        if self.mean_pool or pool == "mean":
+            mean = jnp.mean(tokens[:, int(self.config.cls_token) :], axis=1, dtype=jnp.float32)
+            return self.fc_norm(mean) if self.mean_pool else mean
         return tokens[:, 0]
+
+    def features(self, images: jax.Array, pool: str | None = None) -> jax.Array:
+        """Images [batch, height, width, 3] → one feature for each [batch, width], float32; `pool` as `pool_tokens`."""
+        return self.pool_tokens(self(images), pool).astype(jnp.float32)
 
     def _positions(self) -> jax.Array:
         table = self.pos_embed[...]
@@ -266,13 +269,13 @@ class Classifier(nnx.Module):
 
     Args:
       config: shape and numerics of the encoder.
-      image_size: side of the square images, pixels.
+      image_size: (height, width) of the images in pixels.
       classes: number of classes (or hashtags).
       head_init: how the kernel of the head starts, a name of `HEAD_INITS`; its bias starts at 0.
       rngs: keys for initialisation.
     """
 
-    def __init__(self, config: VitConfig, image_size: int, classes: int, *, head_init: str, rngs: nnx.Rngs):
+    def __init__(self, config: VitConfig, image_size: tuple[int, int], classes: int, *, head_init: str, rngs: nnx.Rngs):
         self.encoder = Encoder(config, image_size, rngs=rngs)
         self.head = nnx.Linear(
             self.encoder.dims.width,
@@ -289,26 +292,22 @@ class Classifier(nnx.Module):
         tokens = self.encoder(images, keys=keys, train=train)
         return self.head(self.encoder.pool_tokens(tokens)).astype(jnp.float32)
 
-    def features(self, images: jax.Array) -> jax.Array:
-        """Images [batch, height, width, 3] → the input of the head [batch, width], float32."""
-        return self.encoder.pool_tokens(self.encoder(images)).astype(jnp.float32)
-
 
 def block_flops(width: int, mlp: int, tokens: int) -> float:
     """FLOPs of the matmuls of one block for one image, 2 a multiply-add: qkv, scores, mixing, proj and the MLP."""
     return 2.0 * tokens * width * (4 * width + 2 * tokens + 2 * mlp)
 
 
-def forward_flops(config: VitConfig, image_size: int, tokens: int | None = None, classes: int = 0) -> float:
+def forward_flops(config: VitConfig, image_size: tuple[int, int], tokens: int | None = None, classes: int = 0) -> float:
     """FLOPs of one image's forward pass: the matmuls of patch embedding, blocks and head, 2 a multiply-add.
 
     Args:
       config: the encoder.
-      image_size: side of the square images, pixels.
+      image_size: (height, width) of the images in pixels.
       tokens: tokens that enter the blocks; all patches and the class token when not given.
       classes: columns of the head.
     """
     patch, width, depth, _, mlp = dimensions(config)
-    patches = grid_side(config, image_size) ** 2
+    patches = math.prod(grid(config, image_size))
     tokens = patches + int(config.cls_token) if tokens is None else tokens
     return 2.0 * patches * patch**2 * 3 * width + depth * block_flops(width, mlp, tokens) + 2.0 * width * classes

@@ -37,9 +37,7 @@ class ClassifyStage(ImageStage):
     def __init__(self, config: ClassifyStageConfig):
         super().__init__(config)
         self.model = Model(
-            lambda rngs: vit.Classifier(
-                config.model, config.data.image_size, self.classes, head_init="small", rngs=rngs
-            )
+            lambda rngs: vit.Classifier(config.model, self.image_size, self.classes, head_init="small", rngs=rngs)
         )
         self.handoff = self.encoder_handoff(head=r"head/.*")
 
@@ -67,7 +65,7 @@ class ClassifyStage(ImageStage):
         return [Averages("test", test, self.eval_batches)]
 
     def train_flops_per_example(self):
-        return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.classes)
+        return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.classes)
 
     def lr_rules(self):
         depth = vit.dimensions(self.config.model).depth

@@ -28,7 +28,7 @@ class EncoderStage(ImageStage):
     def __init__(self, config: EncoderStageConfig):
         super().__init__(config)
         pooled = config.model.pool == "mean"
-        self.model = Model(lambda rngs: vit.Encoder(config.model, config.data.image_size, pooled=pooled, rngs=rngs))
+        self.model = Model(lambda rngs: vit.Encoder(config.model, self.image_size, pooled=pooled, rngs=rngs))
         self.handoff = self.encoder_handoff(head="")
 
     def init(self, key):
@@ -58,4 +58,4 @@ class EncoderStage(ImageStage):
         )
 
     def train_flops_per_example(self):
-        return 3 * vit.forward_flops(self.config.model, self.config.data.image_size)
+        return 3 * vit.forward_flops(self.config.model, self.image_size)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
@@ -18,6 +19,7 @@ from mae_pp_jax.data import augment, orders, pipeline
 from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import DataConfig, open_eval_source, open_source, training_order
 from mae_pp_jax.models import positions, vit
+from mae_pp_jax.models.patches import height_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,12 @@ class ImageStage(Stage):
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
-        vit.grid_side(config.model, config.data.image_size)  # a size that does not fit is told before data is opened
+        vit.grid(config.model, self.image_size)  # a size that does not fit is told before data is opened
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model takes."""
+        return height_width(self.config.data.image_size)
 
     @functools.cached_property
     def train_source(self):
@@ -160,9 +167,9 @@ class ImageStage(Stage):
         )
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        batch, size = self.config.global_batch, self.config.data.image_size
+        batch = self.config.global_batch
         return dict(
-            image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            image=jax.ShapeDtypeStruct((batch, *self.image_size, 3), jnp.uint8),
             unreadable=jax.ShapeDtypeStruct((batch,), jnp.int32),
             **{name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32) for name, shape in self.targets().items()},
         )
@@ -193,19 +200,17 @@ class ImageStage(Stage):
             images = augment.random_flip(images, keys)
         return augment.normalize(images, data.mean, data.std)
 
-    def encoder_handoff(self, *, head: str) -> Handoff:
-        """Takes the encoder of an MAE, WSP, classification or imported run; `head` is the pattern of what starts fresh.
+    def encoder_handoff(self, *, head: str, frozen: bool = False) -> Handoff:
+        """Takes the encoder of an MAE, WSP, classification or imported run.
 
         Positions are resized when the grid of patches changes (MAE util/pos_embed.py). The last norm belongs to the
-        way of pooling: where that differs from the source's, it starts fresh.
+        way of pooling: where that differs from the source's, it starts fresh. So do a class token that the source
+        lacks, with a row of zeros among the positions; one that this stage lacks is dropped, with its row.
+
+        Args:
+          head: pattern of what starts fresh beside the encoder.
+          frozen: whether this stage does not train the encoder, so that nothing of it may start fresh for good.
         """
-        cls = self.config.model.cls_token
-        side = vit.grid_side(self.config.model, self.config.data.image_size)
-
-        def resize(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-            del shape
-            return positions.resize(table, (side, side), has_cls=cls)
-
         return Handoff(
             stages=("mae", "wsp", "classify", "encoder"),
             move=((r"(encoder/.*)", r"\1"),),
@@ -217,9 +222,30 @@ class ImageStage(Stage):
                 r"encoder/(norm|fc_norm)/.*",
                 r"encoder/cls_token",
             ),
-            fresh=(head, r"encoder/(norm|fc_norm)/.*"),
-            resize=((r"encoder/pos_embed", resize),),
+            fresh=(head, r"encoder/(norm|fc_norm)/.*", r"encoder/cls_token"),
+            resize=((r"encoder/pos_embed", functools.partial(self.resize_positions, frozen=frozen)),),
         )
+
+    def resize_positions(self, source: Mapping, *, frozen: bool = False):
+        """How a position table of the run with the config `source` becomes one of this stage; see `handoff.Resize`."""
+        new, old = self.config.model, config_lib.resolve(vit.VitConfig, source["model"])
+        new_grid = vit.grid(new, self.image_size)
+        old_grid = vit.grid(old, height_width(source["data"]["image_size"]))
+        if frozen and new.cls_token and not old.cls_token:
+            raise UserError(
+                "config.model.cls_token: the run it starts from has no class token, and this stage trains none; set "
+                "config.model.cls_token=false and config.model.pool=mean"
+            )
+        notes = []
+        if new_grid != old_grid:
+            notes.append("grid {}×{} → {}×{}".format(*old_grid, *new_grid))
+        if new.cls_token != old.cls_token:
+            notes.append(f"{'with a row of zeros' if new.cls_token else 'without the row'} for the class token")
+        function = functools.partial(_resize, old=(old_grid, old.cls_token), new=(new_grid, new.cls_token))
+        resized = function if notes else None
+        if old.positions == "learned" and new.positions == "sincos":
+            notes.append("learned there, fixed here as they are")
+        return resized, ", ".join(notes)
 
     def parameter_axes(self):
         return vit.PARAMETER_AXES
@@ -227,6 +253,12 @@ class ImageStage(Stage):
     def fixed_positions(self) -> Rules:
         """Sin-cos positions are a table, not weights."""
         return ((r".*pos_embed", FROZEN),) if self.config.model.positions == "sincos" else ()
+
+
+def _resize(table: np.ndarray, old: tuple, new: tuple) -> np.ndarray:
+    """A position table of (grid, class token) `old` for those of `new`."""
+    table = positions.resize(table, new[0], has_cls=old[1], old_grid=old[0])
+    return positions.set_class_row(table, old[1], new[1])
 
 
 def _facts(source) -> dict[str, int]:

@@ -38,19 +38,22 @@ class LinearStage(ImageStage):
 
     def __init__(self, config: LinearStageConfig):
         super().__init__(config)
-        self.model = Model(
-            lambda rngs: vit.Classifier(
-                config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs
-            )
-        )
+        self.encoder = Model(lambda rngs: vit.Encoder(config.model, self.image_size, rngs=rngs))
         self.width = vit.dimensions(config.model).width
-        self.handoff = self.encoder_handoff(head=r"(head|feature_norm)/.*")
+        self.handoff = self.encoder_handoff(head=r"(head|feature_norm)/.*", frozen=True)
 
     def targets(self):
         return {"label": ()}
 
     def init(self, key):
-        return {**self.model.init(key), "feature_norm": features.unit_norm(1, self.width)}
+        encoder_key, head_key = jax.random.split(key)
+        # MAE's linear probe: normal with deviation 0.01.
+        head = {
+            "kernel": jax.random.normal(head_key, (self.width, self.classes)) / 100,
+            "bias": jnp.zeros(self.classes),
+        }
+        norm = features.unit_norm(1, self.width)
+        return {"encoder": self.encoder.init(encoder_key), "head": head, "feature_norm": norm}
 
     def prepare(self, params, mesh):
         images = min(self.config.statistics_images, self.records)
@@ -60,8 +63,8 @@ class LinearStage(ImageStage):
 
     def features(self, params, batch, keys=None):
         """Frozen features [batch, width] of a batch; flipped at random when keys [batch] are given."""
-        model = {"encoder": params["encoder"], "head": params["head"]}
-        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, keys), method="features"))
+        pixels = self.pixels(batch, keys)
+        return jax.lax.stop_gradient(self.encoder.apply(params["encoder"], pixels, method="features"))
 
     def logits(self, params, batch, keys=None):
         x = features.normalize(params["feature_norm"], self.features(params, batch, keys))[:, 0]
@@ -79,7 +82,7 @@ class LinearStage(ImageStage):
         return [Averages("test", test, self.eval_batches)]
 
     def train_flops_per_example(self):
-        forward = vit.forward_flops(self.config.model, self.config.data.image_size)
+        forward = vit.forward_flops(self.config.model, self.image_size)
         return forward + 3 * 2.0 * self.width * self.classes
 
     def parameter_axes(self):

@@ -50,13 +50,9 @@ class LowShotStage(ImageStage):
                 f"config.global_batch: {config.global_batch} does not divide over {config.splits} splits; "
                 f"use a multiple of config.splits"
             )
-        self.model = Model(
-            lambda rngs: vit.Classifier(
-                config.model, config.data.image_size, self.classes, head_init="probe", rngs=rngs
-            )
-        )
+        self.encoder = Model(lambda rngs: vit.Encoder(config.model, self.image_size, rngs=rngs))
         self.width = vit.dimensions(config.model).width
-        self.handoff = self.encoder_handoff(head=r"(heads|feature_norm)/.*")
+        self.handoff = self.encoder_handoff(head=r"(heads|feature_norm)/.*", frozen=True)
 
     @functools.cached_property
     def subsets(self) -> list[Subset]:
@@ -92,7 +88,7 @@ class LowShotStage(ImageStage):
         splits = self.config.splits
         heads = {"kernel": jnp.zeros((splits, self.width, self.classes)), "bias": jnp.zeros((splits, self.classes))}
         norm = features.unit_norm(splits, self.width)
-        return {"encoder": self.model.init(key)["encoder"], "heads": heads, "feature_norm": norm}
+        return {"encoder": self.encoder.init(key), "heads": heads, "feature_norm": norm}
 
     def prepare(self, params, mesh):
         batches = -(-self.records // self.config.global_batch)
@@ -136,9 +132,8 @@ class LowShotStage(ImageStage):
 
     def features(self, params, batch, keys=None):
         """Frozen features [batch, width] of a batch; flipped at random when keys [batch] are given."""
-        head = {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)}
-        model = {"encoder": params["encoder"], "head": head}
-        return jax.lax.stop_gradient(self.model.apply(model, self.pixels(batch, keys), method="features"))
+        pixels = self.pixels(batch, keys)
+        return jax.lax.stop_gradient(self.encoder.apply(params["encoder"], pixels, method="features"))
 
     def logits(self, params, batch, keys=None):
         """Logits of every split's head, [batch, splits, classes]."""
@@ -163,7 +158,7 @@ class LowShotStage(ImageStage):
         return [OverSplits("test", test, self.eval_batches)]
 
     def train_flops_per_example(self):
-        forward = vit.forward_flops(self.config.model, self.config.data.image_size)
+        forward = vit.forward_flops(self.config.model, self.image_size)
         return forward + 3 * 2.0 * self.width * self.classes * self.config.splits
 
     def parameter_axes(self):

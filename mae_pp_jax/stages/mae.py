@@ -5,6 +5,7 @@ on masked patches, each normalised by its own mean and deviation.
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.functional import Model
-from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import augment
 from mae_pp_jax.evaluation.averages import Averages
@@ -41,8 +41,15 @@ class MaeStage(ImageStage):
 
     def __init__(self, config: MaeStageConfig):
         super().__init__(config)
-        self.model = Model(lambda rngs: Mae(config.model, config.mae, config.data.image_size, rngs=rngs))
-        self.handoff = Handoff(stages=("mae", "encoder"), move=((r"(.*)", r"\1"),), fresh=(r"decoder/.*",))
+        self.model = Model(lambda rngs: Mae(config.model, config.mae, self.image_size, rngs=rngs))
+        encoder = self.encoder_handoff(head=r"decoder/.*")
+        self.handoff = dataclasses.replace(
+            encoder,
+            stages=("mae", "encoder"),
+            move=((r"((encoder|decoder)/.*)", r"\1"),),
+            # The decoder's table, which is always fixed, goes along with the encoder's.
+            resize=(*encoder.resize, (r"decoder/pos_embed", lambda source: (self.resize_positions(source)[0], ""))),
+        )
 
     def init(self, key):
         return self.model.init(key)
@@ -57,7 +64,7 @@ class MaeStage(ImageStage):
         return [Averages("test", self._test, self.eval_batches), *(shown if self.config.pictures else ())]
 
     def train_flops_per_example(self):
-        return 3 * mae_forward_flops(self.config.model, self.config.mae, self.config.data.image_size)
+        return 3 * mae_forward_flops(self.config.model, self.config.mae, self.image_size)
 
     def parameter_axes(self):
         return (*vit.PARAMETER_AXES, *mae.PARAMETER_AXES)
@@ -73,7 +80,7 @@ class MaeStage(ImageStage):
         return {"loss": _sum(out["loss"], batch["mask"])}
 
     def _patches(self) -> int:
-        return vit.grid_side(self.config.model, self.config.data.image_size) ** 2
+        return math.prod(vit.grid(self.config.model, self.image_size))
 
     def _reconstruct(self, params, batch):
         keys = jax.random.split(jax.random.key(0), batch["image"].shape[0])

@@ -42,9 +42,7 @@ class WspStage(ImageStage):
         super().__init__(config)
         # The head starts at zero, as SWAG's does.
         self.model = Model(
-            lambda rngs: vit.Classifier(
-                config.model, config.data.image_size, self.vocabulary, head_init="zeros", rngs=rngs
-            )
+            lambda rngs: vit.Classifier(config.model, self.image_size, self.vocabulary, head_init="zeros", rngs=rngs)
         )
         self.handoff = self.encoder_handoff(head=r"head/.*")
 
@@ -90,7 +88,7 @@ class WspStage(ImageStage):
         return found
 
     def train_flops_per_example(self):
-        return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.vocabulary)
+        return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.vocabulary)
 
     def lr_rules(self):
         return (*self.fixed_positions(), (r".*", 1.0))

@@ -8,10 +8,11 @@ from safetensors.numpy import save_file
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert, embed
-from mae_pp_jax.core import handoff, partition
+from mae_pp_jax.core import disk, handoff, partition
 from mae_pp_jax.core.functional import Model, flatten
+from mae_pp_jax.interop import stream
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages import registry
+from mae_pp_jax.stages import registry, saved_encoder
 from tests.conftest import RECIPES, ROOT
 from tests.parity import checks
 
@@ -86,15 +87,57 @@ def test_writes_features_and_names(imported, photos, capsys):
 
 def test_another_input_resizes_positions_as_the_source_does(imported, photos):
     folder, _ = photos
-    mesh = partition.make_mesh(embed.MeshConfig(rules="replicate"))
-    small = embed.load(imported, mesh, image_size=16)
+    mesh = partition.make_mesh(partition.MeshConfig(rules="replicate"))
+    small = saved_encoder.load(imported, mesh, image_size=(16, 16))
     with jax.set_mesh(mesh):
         images = np.random.default_rng(2).integers(0, 256, (8, 16, 16, 3), np.uint8)
         found = {
-            m: np.asarray(embed.load(imported, mesh, image_size=16, resize=m).features(images)) for m in ("mae", "timm")
+            m: np.asarray(saved_encoder.load(imported, mesh, image_size=(16, 16), resize=m).features(images))
+            for m in ("mae", "timm")
         }
         np.testing.assert_array_equal(small.features(images), found["timm"])
     assert not np.array_equal(found["mae"], found["timm"])
+
+
+@pytest.fixture(scope="module")
+def oblong(tmp_path_factory):
+    """A run of an encoder on 192×256 pixels in 12 × 16 patches, and its parameters."""
+    config = dict(
+        stage="encoder",
+        model=dict(size="Ti/16", width=WIDTH, depth=1, heads=2, pool="cls", cls_token=True),
+        data=dict(image_size=[192, 256], mean=[0.5] * 3, std=[0.25] * 3),
+    )
+    model = Model(lambda rngs: vit.Encoder(vit.VitConfig(**config["model"]), (192, 256), rngs=rngs))
+    params = {"encoder": model.init(jax.random.key(1))}
+    folder = tmp_path_factory.mktemp("oblong")
+    pieces = {p: stream.Pieces(v.shape, v.shape, lambda v=v: [((), np.asarray(v))]) for p, v in flatten(params).items()}
+    meta = dict(config=config, dataset={}, lineage=[], revision="", wall_seconds=0.0, step=0)
+    stream.write_checkpoint(folder / "checkpoints" / "0", pieces, meta)
+    disk.write_json(folder / "config.json", config)
+    return folder, model, params["encoder"]
+
+
+def test_an_oblong_run_embeds_at_its_own_size_and_at_others(oblong, tmp_path):
+    run, model, params = oblong
+    image = np.random.default_rng(0).integers(0, 256, (192, 256, 3), np.uint8)
+    wide = cv2.copyMakeBorder(image, 0, 0, 50, 50, cv2.BORDER_CONSTANT)  # cut back to its centre
+    for name, pixels in (("a", image), ("b", wide)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels[:, :, ::-1])
+    arguments = ["embed", f"--workdir={run}", f"--images={tmp_path}/*.png", f"--out={tmp_path / 'f.npz'}", "--batch=2"]
+    assert main(arguments) == 0
+    own = np.load(tmp_path / "f.npz")["features"]
+    expected = model.apply(params, (image[None] / np.float32(255) - 0.5) / 0.25)[0, 0]
+    np.testing.assert_allclose(own, np.stack([expected] * 2), rtol=1e-4, atol=1e-5)
+    assert main([*arguments, "--image_size=192x256"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "f.npz")["features"], own)
+    assert main([*arguments, "--image_size=224"]) == 0
+    assert np.load(tmp_path / "f.npz")["features"].shape == (2, WIDTH)
+
+
+def test_an_oblong_run_is_not_exported(oblong, tmp_path, capsys):
+    assert main(["convert", f"--from={oblong[0]}", f"--to={tmp_path / 'a.safetensors'}", "--to-format=timm"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "192x256" in said and "\n" not in said and not list(tmp_path.iterdir())
 
 
 def test_a_masked_autoencoder_is_embedded_by_its_encoder(photos, tmp_path):
@@ -102,7 +145,7 @@ def test_a_masked_autoencoder_is_embedded_by_its_encoder(photos, tmp_path):
     convert.import_file(str(ROOT / "tests/parity/stored/huggingface_mae"), str(tmp_path / "mae"), image_size=8)
     found, _ = embed.embed(str(tmp_path / "mae"), f"{folder}/*.png", str(folder / "f.npz"))
     stage, params = checks.load(tmp_path / "mae")
-    encoder = Model(lambda rngs: vit.Encoder(stage.config.model, 8, pooled=False, rngs=rngs))
+    encoder = Model(lambda rngs: vit.Encoder(stage.config.model, (8, 8), pooled=False, rngs=rngs))
     normal = (pixels / 255.0 - np.array(stage.config.data.mean)) / np.array(stage.config.data.std)
     tokens = encoder.apply(params["encoder"], normal.astype(np.float32))
     np.testing.assert_allclose(found, tokens[:, 0], rtol=1e-4, atol=1e-5)
@@ -113,7 +156,10 @@ def test_a_masked_autoencoder_is_embedded_by_its_encoder(photos, tmp_path):
     [
         (["--images=nothing/*"], "no file matches"),
         (["--pool=projection"], "has no projection"),
-        (["--image_size=10"], "does not divide"),
+        (["--image_size=10"], "--image_size: 10 does not divide"),
+        (["--image_size=8x10"], "--image_size: 8x10 does not divide into patches of 4"),
+        (["--image_size=8x"], "--image_size: '8x' is no size"),
+        (["--image_size=0"], "--image_size: '0' is no size"),
         (["--out=features.txt"], "must end in .npz"),
         (["--workdir=nowhere"], "--workdir"),
         (["--batch=0"], "--batch"),
@@ -149,7 +195,7 @@ def test_every_stage_starts_from_imported_weights(imported, name):
     _, source = checks.load(imported)
     wanted = {p: leaf for p, leaf in flatten(source).items()}
     target = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
-    plan = handoff.plan(stage.handoff, wanted, target, "imported")
+    plan = handoff.plan(stage.handoff, wanted, target, "imported", disk.read_json(imported / "config.json"))
     blocks = {path for path in wanted if path.startswith("encoder/blocks/")}
     assert blocks <= set(plan.moved) and "encoder/pos_embed" in plan.moved and not plan.resized
 

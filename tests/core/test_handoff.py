@@ -23,17 +23,20 @@ RULES = handoff.Handoff(
     move=((r"(encoder/.*)", r"\1"),),
     drop=(r"decoder/.*",),
     fresh=(r"head/.*",),
-    resize=((r"encoder/pos_embed", lambda table, shape: np.resize(table, shape)),),
+    resize=(
+        (r"encoder/pos_embed", lambda config: (lambda table: np.resize(table, (10, 3)), f"rate {config['rate']}")),
+    ),
 )
 
 
 def test_every_leaf_is_accounted_for_and_named():
-    plan = handoff.plan(RULES, SOURCE, TARGET, "there")
+    plan = handoff.plan(RULES, SOURCE, TARGET, "there", {"rate": 2})
     assert plan.moved == {"encoder/kernel": "encoder/kernel"}
     assert plan.resized == {"encoder/pos_embed": "encoder/pos_embed"}
     assert plan.dropped == ("decoder/kernel",) and plan.fresh == ("head/kernel",)
     text = handoff.report(plan, SOURCE, TARGET, "there")
     assert all(path in text for path in {*SOURCE, *TARGET})
+    assert "encoder/pos_embed 5×3 → encoder/pos_embed 10×3 (rate 2)" in text
 
 
 @pytest.mark.parametrize(
@@ -46,13 +49,13 @@ def test_every_leaf_is_accounted_for_and_named():
 )
 def test_refusals(source, target, message):
     with pytest.raises(UserError, match=message):
-        handoff.plan(RULES, source, target, "there")
+        handoff.plan(RULES, source, target, "there", {"rate": 2})
 
 
 def test_two_sources_for_one_target_are_refused():
     rules = handoff.Handoff(stages=("mae",), move=((r".*/(kernel)", r"\1"),))
     with pytest.raises(UserError, match="both a/kernel and b/kernel would become kernel"):
-        handoff.plan(rules, {"a/kernel": leaf(1), "b/kernel": leaf(1)}, {"kernel": leaf(1)}, "there")
+        handoff.plan(rules, {"a/kernel": leaf(1), "b/kernel": leaf(1)}, {"kernel": leaf(1)}, "there", {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,18 +13,19 @@ from mae_pp_jax.models import positions
 
 @pytest.fixture(scope="session")
 def random_params():
-    """Draws parameters of a model away from their initial zeros and ones; position tables stay sin-cos.
+    """Draws parameters of a model away from their initial zeros and ones; position tables stay sin-cos, of a square
+    `grid` where none is given.
 
     Drawn in NumPy, because compiling a random draw for each shape would take longer than the tests.
     """
 
-    def draw(model, seed=0):
+    def draw(model, seed=0, grid=None):
         rng = np.random.default_rng(seed)
 
         def leaf(path, shape):
             if path.endswith("pos_embed"):
-                side = int(shape[0] ** 0.5)
-                return positions.sincos_2d(shape[1], side, side, cls=shape[0] > side**2)
+                rows, columns = grid or (int(shape[0] ** 0.5),) * 2
+                return positions.sincos_2d(shape[1], rows, columns, cls=shape[0] > rows * columns)
             noise = rng.normal(size=shape) * (0.25 if path.endswith("kernel") else 0.1)
             return (noise + path.endswith("scale")).astype(np.float32)
 

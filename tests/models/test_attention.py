@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from mae_pp_jax.core import config, functional, hardware, partition
-from mae_pp_jax.models import attention, attention_tpu
+from mae_pp_jax.models import attention, attention_cpu, attention_tpu
 
 # images, tokens, heads, channels of a head: of ViT-L, H and 6.5B and of the MAE decoder, with an odd number of tokens.
 SIZES = [(2, 17, 4, 64), (2, 9, 8, 80), (3, 20, 2, 128), (1, 50, 4, 32)]
@@ -65,9 +65,10 @@ def test_sizes_that_fill_no_register_or_do_not_fit_are_left_to_xla():
 
 
 def test_accelerators_and_cpus_have_the_same_values_and_gradients():
+    """With scores of ±5: what rounding a score does to its weight grows with the score."""
     model = functional.Model(lambda rngs: attention.Attention(24, 4, jnp.float32, attention="xla", rngs=rngs))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.shapes())
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 4, x.dtype), model.shapes())
     x, weights = (jnp.asarray(rng.normal(size=(3, 5, 24)), jnp.float32) for _ in range(2))
 
     def gradients(platform):
@@ -80,3 +81,62 @@ def test_accelerators_and_cpus_have_the_same_values_and_gradients():
     assert "params/qkv/bias" in ours
     for name, value in ours.items():
         np.testing.assert_allclose(value, others[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("attend", [functools.partial(attention.attend, attention="xla"), attention_cpu.attend])
+def test_large_scores_are_as_exact_as_float32_allows(attend):
+    """Scores of ±1000, whose exponentials would overflow, against float64 with an error bound that follows from them.
+
+    A score rounded by δ changes its weight by the factor 1 + δ, and so a mean of values by at most 2δ · max |value|.
+    """
+    qkv, gradient = drawn((2, 17, 3, 24 // 3), jnp.float32)
+    qkv = qkv.at[:2].multiply(16)
+    found, vjp = jax.vjp(lambda x: attend(x, 3), qkv)
+    query, key, value = np.float64(qkv).reshape(3, 2, 17, 3, 8)
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(8)
+    assert np.abs(scores).max() > 700
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value).reshape(2, 17, 24)
+    # A sum of 8 products rounds by at most 8 units in the last place of the sum of their sizes.
+    rounding = 8 * 2.0**-23 * np.einsum("bqhd,bkhd->bhqk", abs(query), abs(key)).max() / np.sqrt(8)
+    np.testing.assert_allclose(found, exact, atol=2 * rounding * np.abs(value).max())
+    assert np.all(np.isfinite(vjp(gradient)[0]))
+
+
+def exact_attention(qkv, heads, mask, gradient):
+    """The definition in float64, a query at a time: values, and the gradient of sum(values · gradient) by qkv."""
+    query, key, value = np.float64(qkv).reshape(*qkv.shape[:3], heads, -1)
+    out, grad = np.zeros(query.shape), np.zeros((3, *query.shape))
+    scale, upstream = query.shape[-1] ** -0.5, np.float64(gradient).reshape(query.shape)
+    for b, t, h in np.ndindex(*query.shape[:3]):
+        seen = np.flatnonzero(mask[b])
+        if not len(seen):
+            continue
+        keys, values, g = key[b, seen, h], value[b, seen, h], upstream[b, t, h]
+        scores = scale * keys @ query[b, t, h]
+        weights = np.exp(scores - scores.max())
+        weights /= weights.sum()
+        out[b, t, h] = weights @ values
+        by_score = weights * (values @ g - g @ out[b, t, h]) * scale
+        grad[0, b, t, h] += by_score @ keys
+        grad[1, b, seen, h] += np.outer(by_score, query[b, t, h])
+        grad[2, b, seen, h] += np.outer(weights, g)
+    return out.reshape(gradient.shape), grad.reshape(qkv.shape)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_masked_keys_have_no_part_in_values_and_gradients(platform):
+    """Examples with random masks, with one key alone, with all and with none. Large values stand under the mask."""
+    qkv, gradient = drawn((5, 9, 2, 64), jnp.float32)  # sizes that the TPU's kernel would take without a mask
+    mask = np.random.default_rng(1).random((5, 9)) < 0.6
+    mask[1], mask[2], mask[3] = np.arange(9) == 4, True, False
+    masked = np.broadcast_to(~mask[None, :, :, None], qkv[1:].shape)
+    qkv = qkv.at[1:].set(jnp.where(masked, 100 * qkv[1:], qkv[1:]))
+    with hardware.compiling_for(platform):
+        found, vjp = jax.vjp(jax.jit(lambda x: attention.attend(x, 2, key_mask=jnp.asarray(mask))), qkv)
+        found_gradient = vjp(gradient)[0]
+    expected, expected_gradient = exact_attention(qkv, 2, mask, gradient)
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+    np.testing.assert_allclose(found_gradient, expected_gradient, atol=2e-5)
+    assert not np.any(found[3]) and not np.any(found_gradient[:, 3])
+    assert not np.any(np.where(masked, found_gradient[1:], 0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from scipy.special import erf
 
 from mae_pp_jax.core import functional
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.models import mae, vit
+from mae_pp_jax.models import mae, patches, vit
 
 VIT = vit.VitConfig(size="Ti/2", width=16, depth=2, heads=2, positions="sincos", dtype="float32")
 MAE = mae.MaeConfig(decoder_width=12, decoder_depth=2, decoder_heads=3)
@@ -19,8 +20,8 @@ BATCH, PATCHES, VISIBLE, PATCH = 3, 16, 4, 2
 
 
 @functools.cache
-def build(vit_config=VIT, config=MAE):
-    return functional.Model(lambda r: mae.Mae(vit_config, config, 8, rngs=r))
+def build(vit_config=VIT, config=MAE, size=(8, 8)):
+    return functional.Model(lambda r: mae.Mae(vit_config, config, size, rngs=r))
 
 
 @pytest.fixture
@@ -64,20 +65,21 @@ def transformer(x, p, at):
 
 def reference(p, image, noise):
     """Loss, prediction [patches, pixels] and mask [patches] of one image, after He et al. 2021."""
-    pixels = np.array(
-        [image[PATCH * r : PATCH * (r + 1), PATCH * c : PATCH * (c + 1)].ravel() for r in range(4) for c in range(4)]
-    )
+    patch = math.isqrt(len(p["encoder/patch_embed/kernel"]) // 3)
+    tops, lefts = (range(0, side, patch) for side in image.shape[:2])
+    pixels = np.array([image[y : y + patch, x : x + patch].ravel() for y in tops for x in lefts])
+    count, visible = len(pixels), len(pixels) // 4
     order = np.argsort(noise, kind="stable")
     x = dense(pixels, p, "encoder/patch_embed") + p["encoder/pos_embed"][1:]
-    x = np.concatenate([p["encoder/cls_token"] + p["encoder/pos_embed"][:1], x[order[:VISIBLE]]])
+    x = np.concatenate([p["encoder/cls_token"] + p["encoder/pos_embed"][:1], x[order[:visible]]])
     x = dense(layer_norm(transformer(x, p, "encoder/blocks"), p, "encoder/norm"), p, "decoder/embed")
-    shuffled = np.concatenate([x[1:], np.repeat(p["decoder/mask_token"], PATCHES - VISIBLE, 0)])
+    shuffled = np.concatenate([x[1:], np.repeat(p["decoder/mask_token"], count - visible, 0)])
     x = np.concatenate([x[:1], shuffled[np.argsort(order, kind="stable")]]) + p["decoder/pos_embed"]
     x = layer_norm(transformer(x, p, "decoder/blocks"), p, "decoder/norm")
     prediction = dense(x, p, "decoder/pred")[1:]
     target = (pixels - pixels.mean(1, keepdims=True)) / np.sqrt(pixels.var(1, ddof=1, keepdims=True) + 1e-6)
-    mask = np.zeros(PATCHES)
-    mask[order[VISIBLE:]] = 1
+    mask = np.zeros(count)
+    mask[order[visible:]] = 1
     return np.sum(mask * ((prediction - target) ** 2).mean(1)) / mask.sum(), prediction, mask
 
 
@@ -90,6 +92,26 @@ def test_loss_and_prediction_equal_the_reference(example, run):
         assert float(out["loss"][i]) == pytest.approx(loss, rel=2e-6)
         np.testing.assert_allclose(out["prediction"][i], prediction, atol=1e-5)
         np.testing.assert_array_equal(out["mask"][i], mask)
+
+
+def test_oblong_images_equal_the_reference_and_are_painted_upright(random_params, run):
+    """192×256 pixels in patches of 16: 12 rows of 16 patches."""
+    model = build(
+        dataclasses.replace(VIT, size="Ti/16", depth=1), dataclasses.replace(MAE, decoder_depth=1), (192, 256)
+    )
+    rng = np.random.default_rng(1)
+    images = jnp.asarray(rng.normal(size=(1, 192, 256, 3)), jnp.float32)
+    noise = jnp.asarray(rng.permutation(192)[None], jnp.float32)
+    params = random_params(model, grid=(12, 16))
+    out = run(model, params, images, noise=noise)
+    p = {path: np.float64(leaf) for path, leaf in functional.flatten(params).items()}
+    loss, prediction, mask = reference(p, np.float64(images[0]), np.float64(noise[0]))
+    assert float(out["loss"][0]) == pytest.approx(loss, rel=2e-6)
+    np.testing.assert_allclose(out["prediction"][0], prediction, atol=1e-5)
+    pictures = run(model, params, images, keys(0)[:1], method="reconstruct")
+    kept = np.asarray(pictures["masked"][0] != 0).any(-1)
+    assert kept.shape == (192, 256) and kept.reshape(12, 16, 16, 16).all((1, 3)).sum() == 48
+    np.testing.assert_allclose(np.asarray(pictures["reconstruction"][0])[kept], np.asarray(images[0])[kept], atol=1e-6)
 
 
 def test_gradient_equals_central_differences_of_the_reference(example, quick):
@@ -137,9 +159,9 @@ def test_keys_decide_the_mask(example, run):
 
 def change_patches(images, which):
     """Other pixels in the patches where `which` [batch, patches] is 1."""
-    patches = vit.patchify(images, PATCH)
-    other = np.random.default_rng(9).normal(size=patches.shape)
-    return vit.unpatchify(jnp.where(which[:, :, None] == 1, other, patches), PATCH, (4, 4))
+    pixels = patches.patchify(images, PATCH)
+    other = np.random.default_rng(9).normal(size=pixels.shape)
+    return patches.unpatchify(jnp.where(which[:, :, None] == 1, other, pixels), PATCH, (4, 4))
 
 
 def test_encoder_never_sees_masked_patches(example, run):
@@ -162,7 +184,7 @@ def test_plain_target_is_the_pixels(example, run):
     model = build(config=dataclasses.replace(MAE, normalize_target=False))
     params, images, noise = example(model)
     out = run(model, params, images, noise=noise)
-    error = np.square(out["prediction"] - vit.patchify(images, PATCH)).mean(-1)
+    error = np.square(out["prediction"] - patches.patchify(images, PATCH)).mean(-1)
     np.testing.assert_allclose(out["loss"], (error * out["mask"]).sum(1) / (PATCHES - VISIBLE), rtol=1e-5)
 
 
@@ -170,12 +192,12 @@ def test_reconstruct_keeps_visible_pixels_and_undoes_the_normalisation(example, 
     model = build()
     params, images, _ = example(model)
     out, pictures = run(model, params, images, keys(5)), run(model, params, images, keys(5), method="reconstruct")
-    original, mask = np.float64(vit.patchify(images, PATCH)), np.asarray(out["mask"])[:, :, None]
-    np.testing.assert_allclose(vit.patchify(pictures["masked"], PATCH), original * (1 - mask), atol=1e-6)
+    original, mask = np.float64(patches.patchify(images, PATCH)), np.asarray(out["mask"])[:, :, None]
+    np.testing.assert_allclose(patches.patchify(pictures["masked"], PATCH), original * (1 - mask), atol=1e-6)
     mean, variance = original.mean(-1, keepdims=True), original.var(-1, ddof=1, keepdims=True)
     painted = out["prediction"] * np.sqrt(variance + 1e-6) + mean
     expected = np.where(mask == 1, painted, original)
-    np.testing.assert_allclose(vit.patchify(pictures["reconstruction"], PATCH), expected, atol=1e-5)
+    np.testing.assert_allclose(patches.patchify(pictures["reconstruction"], PATCH), expected, atol=1e-5)
 
 
 def test_works_without_class_token(example, run):
@@ -207,7 +229,7 @@ def test_drop_path_acts_in_training_alone(example, run):
     ("size", "millions"), [("B/16", 26.11), ("L/16", 26.24), ("H/14", 26.31), ("2B/14", 26.97), ("6.5B/14", 27.75)]
 )
 def test_published_decoder_sizes(size, millions):
-    model = functional.Model(lambda r: mae.Mae(vit.VitConfig(size=size), mae.MaeConfig(), 224, rngs=r))
+    model = functional.Model(lambda r: mae.Mae(vit.VitConfig(size=size), mae.MaeConfig(), (224, 224), rngs=r))
     decoder = sum(leaf.size for leaf in jax.tree.leaves(model.shapes()["decoder"]))
     assert round(decoder / 1e6, 2) == millions
 
@@ -217,9 +239,9 @@ def test_visible_patches_of_the_paper():
 
 
 def test_forward_flops_by_hand():
-    encoder = vit.forward_flops(VIT, 8, tokens=5)
+    encoder = vit.forward_flops(VIT, (8, 8), tokens=5)
     block = 17 * 12 * (3 * 12 + 12 + 2 * 48) + 2 * 17 * 17 * 12
-    assert mae.mae_forward_flops(VIT, MAE, 8) == encoder + 2 * (5 * 16 * 12 + 2 * block + 17 * 12 * 12)
+    assert mae.mae_forward_flops(VIT, MAE, (8, 8)) == encoder + 2 * (5 * 16 * 12 + 2 * block + 17 * 12 * 12)
 
 
 @pytest.mark.parametrize(

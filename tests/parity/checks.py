@@ -29,11 +29,21 @@ def load(run: pathlib.Path):
     return stage, unflatten(leaves.read(shapes, wanted))
 
 
-def difference(ours, theirs, floor: float = 0.0) -> float:
-    """max |ours - theirs| / max |theirs|, where the divisor is at least `floor`."""
+def difference(ours, theirs, scale: float | None = None) -> float:
+    """max |ours - theirs| / max |theirs|, or / `scale`."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
-    return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), floor))
+    return float(np.max(np.abs(ours - theirs)) / (np.max(np.abs(theirs)) if scale is None else scale))
+
+
+def scale_of(name: str, arrays) -> float:
+    """What rounding of an array of a stored case is held against: its largest number.
+
+    The bias of a key moves all scores of a query alike, so that its gradient is zero up to rounding: it is held against
+    the gradient of the key's kernel, which is a sum of the same terms times tokens.
+    """
+    kernel = re.sub(r"^(gradient/.*\.)(key|k_proj)\.bias$", r"\1\2.weight", name)
+    return float(np.max(np.abs(arrays[kernel])))
 
 
 def weights_of(folder: pathlib.Path) -> pathlib.Path:
@@ -59,7 +69,8 @@ def check(folder: pathlib.Path, run: pathlib.Path) -> dict[str, float]:
     else:
         found["logits"] = difference(jax.jit(stage.model.apply)(encoder, images), arrays["logits"])
         if "mean" in arrays and stage.config.model.pool == "mean":
-            features = jax.jit(lambda p, x: stage.model.apply(p, x, method="features"))(encoder, images)
+            own = Model(lambda rngs: vit.Encoder(stage.config.model, stage.image_size, rngs=rngs))
+            features = jax.jit(lambda p, x: own.apply(p, x, method="features"))(encoder["encoder"], images)
             return found | {"mean": difference(features, arrays["mean"])}
         return found
     cls = int(stage.config.model.cls_token)
@@ -83,7 +94,7 @@ def _check_mae(folder, arrays, stage, params, images) -> dict[str, float]:
 
     value, prediction, gradients = answer(params)
     config = stage.config
-    encoder = Model(lambda rngs: vit.Encoder(config.model, config.data.image_size, pooled=False, rngs=rngs))
+    encoder = Model(lambda rngs: vit.Encoder(config.model, stage.image_size, pooled=False, rngs=rngs))
     select, _ = masking.select_visible(noise, mae.visible_patches(config.mae, noise.shape[1]))
     latent = jax.jit(encoder.apply)(params["encoder"], images, select=select)
     found = {
@@ -96,7 +107,8 @@ def _check_mae(folder, arrays, stage, params, images) -> dict[str, float]:
 
 def _check_gradients(folder: pathlib.Path, ours: dict) -> dict[str, float]:
     """The gradient of every weight, brought into our shapes by the table that moved the weights."""
-    theirs = {n.removeprefix("gradient/"): g for n, g in load_file(folder / "gradients.safetensors").items()}
+    stored = load_file(folder / "gradients.safetensors")
+    theirs = {n.removeprefix("gradient/"): g for n, g in stored.items()}
     file = files.open_weights(weights_of(folder))
     # The gradients carry the names of the model in memory, which transformers saves under others.
     tensors = {n: files.Tensor(g.shape, g.dtype, lambda g=g: g) for n, g in theirs.items()}
@@ -104,14 +116,11 @@ def _check_gradients(folder: pathlib.Path, ours: dict) -> dict[str, float]:
         if name.endswith(("position_embeddings", "decoder_pos_embed")):
             tensors[name] = tensor
     match = matching.match(folder, tensors, "huggingface", wrapped=False, encoder_only=False)
-    # A key's bias moves all scores of a query alike: its gradient is zero up to rounding, so it is held against the
-    # largest gradient of all instead of its own.
-    largest = max(np.max(np.abs(gradient)) for gradient in theirs.values())
     found = {}
     for name, gradient in theirs.items():
-        floor = largest if re.search(r"\.(key|k_proj)\.bias$", name) else 0.0
+        scale = scale_of(f"gradient/{name}", stored)
         place = matching.place(*match.rows[name], ours[match.rows[name][0].path].shape)
-        found[f"gradient {name}"] = difference(ours[place.path][place.index], place.take(gradient), floor)
+        found[f"gradient {name}"] = difference(ours[place.path][place.index], place.take(gradient), scale)
     return found
 
 
