@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from mae_pp_jax.core.errors import RunStopped, UserError
-from mae_pp_jax.data import decode, hashtags, images, orders
+from mae_pp_jax.data import decode, images, orders, simulated_hashtags
 from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import DataConfig, Source
 
@@ -204,7 +204,7 @@ class _Batch:
     def arrays(self) -> dict[str, np.ndarray]:
         if self._tags is None:
             return self._arrays
-        return self._arrays | {"hashtags": hashtags.pad(self._tags, self._max_tags)}
+        return self._arrays | {"hashtags": simulated_hashtags.pad(self._tags, self._max_tags)}
 
 
 def _fill_readable(batch: _Batch, place: int, source: Source, index: int, crop: Callable, faults: Faults) -> None:

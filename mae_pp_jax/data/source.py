@@ -12,7 +12,7 @@ import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, folder, hashtags, mixture, orders, resampling, tfds_store
+from mae_pp_jax.data import caching, folder, mixture, orders, resampling, simulated_hashtags, tfds_store
 from mae_pp_jax.data.vocabulary import Vocabulary
 
 _SIMULATION_SEED = 0
@@ -222,7 +222,7 @@ class Subset:
 
 
 class SimulatedHashtags:
-    """A labelled source with hashtags drawn by `hashtags.simulate` in place of any of its own."""
+    """A labelled source with hashtags drawn by `simulated_hashtags.simulate` in place of any of its own."""
 
     has_tags = False
 
@@ -230,7 +230,7 @@ class SimulatedHashtags:
         if not source.class_names:
             raise UserError("data.hashtags: 'simulated' needs a dataset with labels, and this one has none")
         self._source = source
-        self._tags, self.hashtag_names = hashtags.simulate(source.labels(), source.class_names, seed=_SIMULATION_SEED)
+        self._tags, self.hashtag_names = simulated_hashtags.simulate(source.labels(), source.class_names, seed=_SIMULATION_SEED)
         self.class_names = source.class_names
         self.fingerprint = digest(source.fingerprint, *(tags.tobytes() for tags in self._tags))
         self.labels = source.labels

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, restarts, source
+from mae_pp_jax.data import decode, jpeg_restarts, source
 from tests.data.pictures import encode
 
 pytest.importorskip("apache_beam", reason="data build needs Apache Beam: pip install '.[beam]'")
@@ -367,7 +367,7 @@ def test_restart_markers_let_parts_be_decoded_alone(tmp_path, way):
             np.testing.assert_array_equal(decode.decode(content), decode.decode(files[name]))
         if name[0].isdigit():
             jpeg = decode.read_jpeg(content)
-            (_, top, left) = restarts.cut(content, jpeg.layout, (100, 300, 50, 50))
+            (_, top, left) = jpeg_restarts.cut(content, jpeg.layout, (100, 300, 50, 50))
             assert top in range(64, 100) and left in range(150, 300)
     if way == "restarts":
         assert stored["p.png"] == files["p.png"]
