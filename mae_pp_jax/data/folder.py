@@ -4,17 +4,17 @@ import hashlib
 import json
 import os
 import pathlib
-
-import numpy as np
+from collections.abc import Iterator
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import fields
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _EVAL_NAMES = ("test", "val", "validation")  # what people call the split to evaluate on
 
 
 class FolderSource:
-    """A split of a folder of images; see `source.Source` for what a record is.
+    """A split of a folder of images; see `fields.Source`.
 
     With sub-folders `train` and `test`, `val` or `validation`, each a folder of class folders, these are the splits
     (and asking for `test` finds any of the last three). Otherwise the sub-folders of ROOT are the classes, and
@@ -28,16 +28,13 @@ class FolderSource:
       eval_fraction: share of each class held out if ROOT has no splits of its own.
     """
 
-    hashtag_names: tuple[str, ...] = ()
-    has_tags = False
-
     def __init__(self, root: pathlib.Path, split: str, *, unsplit_names: tuple[str, str], eval_fraction: float):
         self._root, self._split = root, split
         if (root / "train").is_dir():
             files = _own_split(root, split)
         else:
             files = _held_out_split(root, split, unsplit_names, eval_fraction)
-        self.class_names = tuple(files)
+        self.fields = {"image": fields.Image(), "label": fields.Label(tuple(files))}
         self._files = [(name, size, label) for label, found in enumerate(files.values()) for name, size in found]
         self.fingerprint = hashlib.sha256(json.dumps([list(files), self._files]).encode()).hexdigest()[:16]
 
@@ -52,8 +49,10 @@ class FolderSource:
             raise UserError(f"data.name: cannot read {self.describe(index)}: {error.strerror}") from error
         return {"image": data, "label": label}
 
-    def labels(self) -> np.ndarray:
-        return np.array([label for _, _, label in self._files], np.int32)
+    def column(self, name: str) -> Iterator:
+        if name == "label":
+            return (label for _, _, label in self._files)
+        return (self[index][name] for index in range(len(self)))
 
     def describe(self, index: int) -> str:
         return str(self._root / self._files[index][0])

@@ -15,9 +15,10 @@ import grain
 import numpy as np
 
 from mae_pp_jax.core.errors import RunStopped, UserError
-from mae_pp_jax.data import decode, images, orders, simulated_hashtags
+from mae_pp_jax.data import decode, fields, images, orders, simulated_hashtags
 from mae_pp_jax.data.faults import Faults
-from mae_pp_jax.data.source import DataConfig, Source
+from mae_pp_jax.data.fields import Source
+from mae_pp_jax.data.source import DataConfig
 
 _FOREVER = 2**62
 # Records that a reader thread makes at a time: enough to spread Grain's cost for an element (about 50 µs) over many
@@ -184,16 +185,16 @@ class _Batch:
             "record": np.empty(count, np.int64),
             "unreadable": np.empty(count, np.int32),
         }
-        if source.class_names:
+        if "label" in source.fields:
             self._arrays["label"] = np.empty(count, np.int32)
-        self._tags = [np.zeros(0, np.int32)] * count if source.hashtag_names else None
+        self._tags = [np.zeros(0, np.int32)] * count if fields.names(source, "hashtags") else None
 
     def put(self, place: int, index: int, record: dict, image: np.ndarray, unreadable: int = 0) -> None:
         """Stores the record `index` of the source, its image cropped to [size, size, 3], at `place`."""
         self._arrays["image"][place] = image
         self._arrays["record"][place] = index
         self._arrays["unreadable"][place] = unreadable
-        if self._source.class_names:
+        if "label" in self._source.fields:
             if self._labelled and record["label"] < 0:
                 where = self._source.describe(index)
                 raise UserError(f"data: {where} has no label; choose a split in which every image has one")

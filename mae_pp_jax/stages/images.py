@@ -13,7 +13,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, Rules
 from mae_pp_jax.core.stage import Stage, StageConfig
-from mae_pp_jax.data import augment, orders, pipeline
+from mae_pp_jax.data import augment, fields, orders, pipeline
 from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import DataConfig, open_eval_source, open_source, training_order
 from mae_pp_jax.models import positions, vit
@@ -210,4 +210,8 @@ class ImageStage(Stage):
 
 def _facts(source) -> dict[str, int]:
     """What a data source has, under the names of `config.declared`."""
-    return dict(records=len(source), classes=len(source.class_names), hashtags=len(source.hashtag_names))
+    return dict(
+        records=len(source),
+        classes=len(fields.names(source, "label")),
+        hashtags=len(fields.names(source, "hashtags")),
+    )

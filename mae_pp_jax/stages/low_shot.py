@@ -17,7 +17,7 @@ from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
-from mae_pp_jax.data import pipeline
+from mae_pp_jax.data import fields, pipeline
 from mae_pp_jax.data.source import Subset, few_shot_indices
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
@@ -58,7 +58,7 @@ class LowShotStage(ImageStage):
     @functools.cached_property
     def subsets(self) -> list[Subset]:
         """The labelled images of each split."""
-        labels, config = self.train_source.labels(), self.config
+        labels, config = fields.labels(self.train_source), self.config
         return [
             Subset(self.train_source, few_shot_indices(labels, config.shots, seed=config.seed * config.splits + split))
             for split in range(config.splits)

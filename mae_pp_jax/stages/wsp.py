@@ -47,7 +47,7 @@ class WspStage(ImageStage):
     def vocabulary(self) -> int:
         """Number of hashtags."""
         vocabulary = self.fact("hashtags")
-        if not vocabulary and self.train_source.has_tags:
+        if not vocabulary and "hashtags" in self.train_source.fields:
             raise UserError(
                 f"config.data.vocabulary: the hashtags of {self.config.data.name} are text; make a vocabulary with "
                 f"python -m mae_pp_jax data hashtags --name={self.config.data.name} --to=FILE and name it here"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, images, pipeline, source
+from mae_pp_jax.data import caching, fields, images, pipeline, source
 from tests.data.pictures import encode, noise
 
 
@@ -23,18 +23,13 @@ def config(digits_config, tmp_path):
 
 def _assert_same(cached, plain):
     assert len(cached) == len(plain)
-    assert (cached.class_names, cached.hashtag_names, cached.has_tags, cached.fingerprint) == (
-        plain.class_names,
-        plain.hashtag_names,
-        plain.has_tags,
-        plain.fingerprint,
-    )
-    np.testing.assert_array_equal(cached.labels(), plain.labels())
+    assert (cached.fields, cached.fingerprint) == (plain.fields, plain.fingerprint)
+    np.testing.assert_array_equal(fields.labels(cached), fields.labels(plain))
     for index in range(0, len(plain), 7):
         ours, other = cached[index], plain[index]
         assert ours.keys() == other.keys() and ours["label"] == other["label"]
         np.testing.assert_array_equal(images.pixels(ours["image"]), images.pixels(other["image"]))
-        if plain.hashtag_names:
+        if fields.names(plain, "hashtags"):
             np.testing.assert_array_equal(ours["hashtags"], other["hashtags"])
             assert ours["hashtags"].dtype == np.int32
         assert cached.describe(index) == plain.describe(index)
@@ -45,8 +40,8 @@ def test_records_from_disk_are_those_of_the_dataset_in_later_runs_too(config):
     for _ in range(2):
         cached = source.open_source(config, "test")
         _assert_same(cached, plain)
-        assert all(np.array_equal(a, b) for a, b in zip(cached.hashtags(), plain.hashtags(), strict=True))
-    (kept,) = pathlib.Path(config.cache_dir, "mae_pp_jax", "pixels").iterdir()
+        assert all(np.array_equal(a, b) for a, b in zip(cached.column("hashtags"), plain.column("hashtags"), strict=True))
+    (kept,) = pathlib.Path(config.cache_dir, "mae_pp_jax", "decoded").iterdir()
     assert kept.name == plain.fingerprint
 
 
@@ -69,10 +64,10 @@ def _cut(file):
 
 
 @pytest.mark.parametrize("damage", [_cut, pathlib.Path.unlink])
-@pytest.mark.parametrize("name", ["pixels.bin", "records.json"])
+@pytest.mark.parametrize("name", ["image/values.bin", "image/ends.bin", "label/values.bin", "hashtags/ends.bin"])
 def test_a_damaged_cache_is_one_line(config, name, damage):
     source.open_source(config, "test")
-    (file,) = pathlib.Path(config.cache_dir).rglob(name)
+    (file,) = pathlib.Path(config.cache_dir).glob(f"mae_pp_jax/decoded/*/{name}")
     damage(file)
     with pytest.raises(UserError, match="is damaged.* remove"):
         source.open_source(config, "test")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import images, mixture, orders, pipeline, source
+from mae_pp_jax.data import fields, images, mixture, orders, pipeline, source
 
 
 def _folder(root, classes, number):
@@ -32,11 +32,11 @@ def mixed(config):
 
 
 def test_classes_are_joined_by_name(mixed):
-    assert mixed.class_names == ("cat", "dog", "bird")
+    assert fields.names(mixed, "label") == ("cat", "dog", "bird")
     assert len(mixed) == 16 + 48
     names = [mixed.describe(i).split("/")[-2] for i in range(len(mixed))]
-    assert [mixed.class_names[label] for label in mixed.labels()] == names
-    assert [mixed.class_names[mixed[i]["label"]] for i in range(len(mixed))] == names
+    assert [fields.names(mixed, "label")[label] for label in fields.labels(mixed)] == names
+    assert [fields.names(mixed, "label")[mixed[i]["label"]] for i in range(len(mixed))] == names
 
 
 def test_each_dataset_has_its_share_and_goes_through_all_of_its_records(mixed, config):
@@ -75,9 +75,9 @@ def test_equal_datasets_go_different_ways():
 
 def test_evaluation_data_is_numbered_as_the_training_data(mixed, config):
     held_out = source.open_eval_source(config, mixed)
-    assert held_out.class_names == mixed.class_names and len(held_out) == 12
+    assert fields.names(held_out, "label") == fields.names(mixed, "label") and len(held_out) == 12
     names = [held_out.describe(i).split("/")[-2] for i in range(12)]
-    assert [mixed.class_names[label] for label in held_out.labels()] == names
+    assert [fields.names(mixed, "label")[label] for label in fields.labels(held_out)] == names
 
 
 def test_evaluation_data_of_other_classes_is_refused(mixed, config, tmp_path):
@@ -88,12 +88,13 @@ def test_evaluation_data_of_other_classes_is_refused(mixed, config, tmp_path):
 
 def test_hashtags_are_joined_by_name(digits):
     few = source.Subset(digits, np.arange(3))
-    other = mixture.Renumbered(digits, digits.class_names, digits.hashtag_names[::-1])
+    other = mixture.Renumbered(digits, {"hashtags": fields.names(digits, "hashtags")[::-1]})
     both = mixture.Mixture([few, other], [1, 1])
-    assert both.hashtag_names == digits.hashtag_names
+    assert fields.names(both, "hashtags") == fields.names(digits, "hashtags")
     for index, record in ((1, 1), (3 + 70, 70)):
         assert set(both[index]["hashtags"]) == set(digits[record]["hashtags"])
-    assert mixture.Mixture([few, mixture.Renumbered(digits, digits.class_names, ())], [1, 1]).hashtag_names == ()
+    without = mixture.Mixture([few, mixture.Renumbered(digits, {"hashtags": ()})], [1, 1])
+    assert "hashtags" not in without.fields and all("hashtags" not in without[i] for i in (0, 5))
 
 
 @pytest.mark.parametrize("name", ["a=1,b", "a=0,b=1", "a=x", "=2", "a=1,a=2"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import orders, pipeline, resampling, source
+from mae_pp_jax.data import fields, mixture, orders, pipeline, resampling, source
 
 RECORDS = 2000
 
@@ -15,12 +15,9 @@ RECORDS = 2000
 class Tagged:
     """Records with the hashtags given: image i is filled with i."""
 
-    class_names = ()
-    has_tags = False
-
     def __init__(self, tags, vocabulary: int):
         self._tags = [np.array(t, np.int32) for t in tags]
-        self.hashtag_names = tuple(map(str, range(vocabulary)))
+        self.fields = {"image": fields.Image(), "hashtags": fields.Ids(tuple(map(str, range(vocabulary))))}
         self.fingerprint = source.digest(*(t.tobytes() for t in self._tags), str(vocabulary))
         self.counted = 0
 
@@ -30,7 +27,8 @@ class Tagged:
     def __getitem__(self, index):
         return {"image": np.full((4, 4, 3), index % 256, np.uint8), "hashtags": self._tags[index]}
 
-    def hashtags(self):
+    def column(self, name):
+        assert name == "hashtags"
         self.counted += 1
         return iter(self._tags)
 
@@ -135,7 +133,6 @@ def test_no_list_of_positions_is_made():
 
 def test_a_dataset_without_hashtags_is_refused(digits, digits_config):
     plain = dataclasses.replace(digits_config, resample="sqrt")
-    bare = source.Subset(digits, np.arange(5))
-    bare.hashtag_names = ()
+    bare = mixture.Renumbered(digits, {"hashtags": ()})
     with pytest.raises(UserError, match="data.resample: needs a dataset with hashtags"):
         source.training_order(bare, plain, 0)

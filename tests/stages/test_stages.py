@@ -14,6 +14,7 @@ from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import unflatten
+from mae_pp_jax.data import fields
 from mae_pp_jax.data.source import Subset
 from mae_pp_jax.models.positions import sincos_2d
 from mae_pp_jax.stages import registry
@@ -108,8 +109,8 @@ def test_statistics_of_frozen_features_normalise_them(chain):
 def test_low_shot_uses_only_its_few_images(chain):
     stage = registry.create(registry.resolve(_config(chain["low_shot"][0])))
     assert [len(subset) for subset in stage.subsets] == [20] * 5
-    labels = stage.train_source.labels()
-    assert all((np.bincount(subset.labels(), minlength=10) == 2).all() for subset in stage.subsets)
+    labels = fields.labels(stage.train_source)
+    assert all((np.bincount(fields.labels(subset), minlength=10) == 2).all() for subset in stage.subsets)
     batch = next(stage.train_batches(0))
     assert np.bincount(batch["group"]).tolist() == [8] * 5 and len(labels) == 1437
     _, result = chain["low_shot"]
