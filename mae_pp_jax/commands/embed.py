@@ -219,7 +219,7 @@ def _batches(files: list[str], side: int, batch: int, skip_unreadable: bool) -> 
 
     def read(name: str) -> np.ndarray | None:
         try:
-            return images_lib.center_crop(pathlib.Path(name).read_bytes(), side)
+            return images_lib.center_crop(pathlib.Path(name).read_bytes(), (side, side))
         except (OSError, Unreadable) as error:
             if not skip_unreadable:
                 raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error

@@ -18,7 +18,7 @@ WORKDIR/evaluation_STEP.json.
 
 examples:
   python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
-  python -m mae_pp_jax evaluate --workdir=runs/maws_b16_ft --config.data.name=/photos --config.data.eval_split=test
+  python -m mae_pp_jax evaluate --workdir=runs/maws_b16_ft --config.data.name=/photos --config.evals.test.split=test
 
 --config.KEY=VALUE replaces a key of the run's config, such as the data that an imported model is measured on."""
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from mae_pp_jax.data import jpeg_restarts
+from mae_pp_jax.data import faults, jpeg_restarts
 
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
@@ -36,7 +36,7 @@ _LARGEST_UNIT = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # EXIF tag
 
 
-class Unreadable(Exception):
+class Unreadable(faults.Unreadable):
     """The bytes are no image, or a damaged one. The message says what is wrong with them."""
 
 

@@ -24,16 +24,17 @@ class FolderSource:
     Args:
       root: the folder.
       split: the split to open.
-      unsplit_names: what the training and the held-out part are called if ROOT has no splits of its own.
+      train_split: what the training part is called if ROOT has no splits of its own; the held-out part is called
+        `test`, `val` or `validation`.
       eval_fraction: share of each class held out if ROOT has no splits of its own.
     """
 
-    def __init__(self, root: pathlib.Path, split: str, *, unsplit_names: tuple[str, str], eval_fraction: float):
+    def __init__(self, root: pathlib.Path, split: str, train_split: str, eval_fraction: float):
         self._root, self._split = root, split
         if (root / "train").is_dir():
             files = _own_split(root, split)
         else:
-            files = _held_out_split(root, split, unsplit_names, eval_fraction)
+            files = _held_out_split(root, split, train_split, eval_fraction)
         self.fields = {"image": fields.Image(), "label": fields.Label(tuple(files))}
         self._files = [(name, size, label) for label, found in enumerate(files.values()) for name, size in found]
         self.fingerprint = hashlib.sha256(json.dumps([list(files), self._files]).encode()).hexdigest()[:16]
@@ -73,10 +74,10 @@ def _own_split(root: pathlib.Path, split: str) -> dict[str, list]:
     return files
 
 
-def _held_out_split(root: pathlib.Path, split: str, names: tuple[str, str], eval_fraction: float) -> dict[str, list]:
+def _held_out_split(root: pathlib.Path, split: str, train_split: str, eval_fraction: float) -> dict[str, list]:
     """Class → its files in the training or held-out part of a folder without splits."""
-    if split not in names:
-        have = f"{names[0]} and {names[1]}"
+    if split not in (train_split, *_EVAL_NAMES):
+        have = f"{train_split} and {_EVAL_NAMES[0]}"
         raise UserError(f"data.name: {root} has no folder 'train', so its splits are {have}, not '{split}'")
     parts = {}
     for name, files in _classes(root, root).items():
@@ -84,7 +85,7 @@ def _held_out_split(root: pathlib.Path, split: str, names: tuple[str, str], eval
             raise UserError(f"data.name: class {root / name} has one image; two are needed, to train and to evaluate")
         ranked = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
         held_out = min(max(round(len(files) * eval_fraction), 1), len(files) - 1)
-        parts[name] = sorted(ranked[:held_out] if split == names[1] else ranked[held_out:])
+        parts[name] = sorted(ranked[held_out:] if split == train_split else ranked[:held_out])
     return parts
 
 

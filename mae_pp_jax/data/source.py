@@ -28,21 +28,15 @@ class DataConfig:
     )
     data_dir: str = key("", "where TFDS keeps its datasets; empty: TFDS's default", restart=True)
     train_split: str = key("train", "split to train on, in TFDS's syntax (train[:90%])")
-    eval_name: str = key("", "dataset to evaluate on, numbered as the training data; empty: data.name")
-    eval_split: str = key("test", "split to evaluate on")
     eval_fraction: float = key(0.2, "share of each class held out, for a folder without splits", low=0.0, high=1.0)
     image_size: int = key(224, "side of the square images in pixels", low=1)
-    crop: str = key("random_resized", "how training images are cropped", choices=("random_resized", "shift", "none"))
+    crop: str = key(
+        "random_resized",
+        "how training images are cropped; none: as the images of the first evaluation set",
+        choices=("random_resized", "shift", "none"),
+    )
     crop_scale: tuple[float, ...] = key((0.2, 1.0), "random_resized: smallest and largest share of the image's area")
     crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")
-    eval_crop: str = key(
-        "center",
-        "how evaluation images become square: their centre, or squeezed whole as the finetuned MAWS models expect",
-        choices=("center", "squeeze"),
-    )
-    eval_share: float = key(
-        1.0, "center: share of the shorter side that is kept; MAE and timm at 224 pixels: 0.875", low=0.01, high=1.0
-    )
     shift: int = key(1, "shift: largest move in pixels, zeros come in", low=0)
     flip: bool = key(True, "mirror half of the training images, on the device")
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")
@@ -54,7 +48,12 @@ class DataConfig:
         "images without a hashtag of the vocabulary: keep (no part in the WSP loss, counted) or skip (never read)",
         choices=("keep", "skip"),
     )
-    max_tags: int = key(16, "hashtags kept an image (the first ones), which fixes the shape of a batch", low=1)
+    max_tags: int = key(
+        16,
+        "hashtags kept per image, which fixes the shape of a batch; of more, the rarest where data.resample counts them, "
+        "else drawn anew each time",
+        low=1,
+    )
     resample: str = key("none", "show images with rare hashtags more often", choices=("none", "sqrt", "swag"))
     resample_t: float = key(0.001, "sqrt: share of images under which a hashtag is rare", low=0.0, high=1.0)
     resample_length: float = key(1.0, "swag: positions of a pass over images of the dataset", low=0.0)
@@ -73,6 +72,11 @@ class DataConfig:
     )
     max_unreadable: float = key(0.1, "share of unreadable images above which the run stops", low=0.0, high=1.0)
     prefetch: int = key(2, "batches prepared ahead", low=1, restart=True)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
 
     def __post_init__(self):
         for name, length in (("crop_scale", 2), ("crop_ratio", 2), ("mean", 3), ("std", 3)):
@@ -104,8 +108,7 @@ def open_source(config: DataConfig, split: str) -> Source:
                 f"data.name: '{config.name}' is a folder here and a dataset of TFDS; write ./{config.name} for the folder, "
                 f"{config.name}:*.*.* for the dataset"
             )
-        names = (config.train_split, config.eval_split)
-        source = folder.FolderSource(path, split, unsplit_names=names, eval_fraction=config.eval_fraction)
+        source = folder.FolderSource(path, split, config.train_split, config.eval_fraction)
     elif config.name.startswith(("/", ".", "~")):
         near = difflib.get_close_matches(path.name, _folders(path.parent), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else f" in {_nearest_parent(path)}"
@@ -123,26 +126,20 @@ def open_source(config: DataConfig, split: str) -> Source:
     return caching.InMemory(source) if config.cache == "ram" else source
 
 
-def open_eval_source(config: DataConfig, train: Source) -> Source:
-    """Opens the evaluation split, with classes and hashtags numbered as in the training data."""
-    source = open_source(dataclasses.replace(config, name=config.eval_name or config.name), config.eval_split)
-    wanted = {name: fields.names(train, name) for name in ("label", "hashtags")}
-    have = {name: fields.names(source, name) for name in wanted}
-    if have == wanted:
-        return source
-    for name, kind in (("label", "classes"), ("hashtags", "hashtags")):
-        if wanted[name] and not set(wanted[name]) & set(have[name]):
-            name = config.eval_name or config.name
-            raise UserError(f"data.eval_name: {name} has none of the {kind} of the training data")
-    return mixture.Renumbered(source, wanted)
-
-
 def training_order(source: Source, config: DataConfig, seed: int) -> orders.Order:
     """Which record stands at each position of the training stream, resampled and mixed as configured."""
     if isinstance(source, mixture.Mixture):
         parts = [_order(part, config, seed, stream) for stream, part in enumerate(source.parts)]
         return orders.Mixed(parts, [len(part) for part in source.parts], source.weights, seed)
     return _order(source, config, seed, 0)
+
+
+def tag_counts(source: Source, config: DataConfig) -> np.ndarray | None:
+    """The records that carry each hashtag, int64 [hashtags], where resampling has counted them."""
+    if config.resample == "none":
+        return None
+    parts = source.parts if isinstance(source, mixture.Mixture) else [source]
+    return sum(resampling.tag_statistics(part, config.cache_dir).counts for part in parts)
 
 
 def _order(source: Source, config: DataConfig, seed: int, stream: int) -> orders.Order:

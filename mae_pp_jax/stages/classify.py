@@ -5,6 +5,7 @@ smoothing regularise.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -64,7 +65,7 @@ class ClassifyStage(ImageStage):
             mask = batch["mask"]
             return {"loss": (jnp.sum(loss * mask), jnp.sum(mask)), **accuracy(logits, batch["label"], mask)}
 
-        return [Averages("test", test, self.eval_batches)]
+        return [Averages("test", test, functools.partial(self.eval_batches, "test"))]
 
     def train_flops_per_image(self):
         return 3 * vit.forward_flops(self.config.model, self.config.data.image_size, classes=self.classes)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, Rules
 from mae_pp_jax.core.stage import Stage, StageConfig
-from mae_pp_jax.data import augment, fields, orders, pipeline
+from mae_pp_jax.data import augment, evals, fields, images, orders, pipeline, ragged
+from mae_pp_jax.data.evals import EvalConfig
 from mae_pp_jax.data.faults import Faults
-from mae_pp_jax.data.source import DataConfig, open_eval_source, open_source, training_order
+from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
 from mae_pp_jax.models import positions, vit
 
 
@@ -32,18 +34,37 @@ class DeclaredConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalsConfig:
+    """The evaluation sets by name."""
+
+    test: EvalConfig = section(EvalConfig)
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageStageConfig(StageConfig):
     """Keys of every stage on single images."""
 
     data: DataConfig = section(DataConfig)
+    evals: EvalsConfig = section(EvalsConfig)
     declared: DeclaredConfig = section(DeclaredConfig)
     model: vit.VitConfig = section(vit.VitConfig)
 
+    @classmethod
+    def upgrade(cls, mapping: Mapping) -> dict:
+        """The content of a config.json with the keys of today; runs of earlier versions had one evaluation set."""
+        data = dict(mapping.get("data", {}))
+        old = {new: data.pop(f"eval_{name}") for name, new in _ONE_SET.items() if f"eval_{name}" in data}
+        return {**mapping, "data": data, "evals": {"test": old}} if old else dict(mapping)
+
+
+_ONE_SET = {"name": "data", "split": "split", "crop": "crop", "share": "share"}  # keys data.eval_… → of the set
+
 
 class ImageStage(Stage):
-    """A stage on single images: opens the data when it is first asked for, and prepares pixels."""
+    """A stage on single images: opens the data when it is first asked for, and makes batches and pixels of it."""
 
     config: ImageStageConfig
+    draws: ClassVar[int] = images.CROP_DRAWS + 1  # random numbers per example; the last chooses hashtags
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
@@ -60,9 +81,22 @@ class ImageStage(Stage):
                 )
         return source
 
+    @property
+    def evals(self) -> dict[str, EvalConfig]:
+        """The evaluation sets by name."""
+        return {"test": self.config.evals.test}
+
     @functools.cached_property
-    def eval_source(self):
-        return open_eval_source(self.config.data, self.train_source)
+    def eval_sources(self) -> dict[str, fields.Source]:
+        """The evaluation sets that are open, by name."""
+        return {}
+
+    def eval_source(self, name: str) -> fields.Source:
+        """The records of an evaluation set, numbered as the training data."""
+        if name not in self.eval_sources:
+            config = self.evals[name]
+            self.eval_sources[name] = evals.open_eval_source(self.config.data, config, self.train_source, name)
+        return self.eval_sources[name]
 
     @functools.cached_property
     def train_order(self) -> orders.Order:
@@ -102,61 +136,117 @@ class ImageStage(Stage):
 
     @property
     def dataset(self) -> dict:
-        data, train, test = self.config.data, self.train_source, self.eval_source
+        data, train, test = self.config.data, self.train_source, self.eval_source("test")
         return dict(
             name=data.name,
             split=data.train_split,
             records=len(train),
             fingerprint=train.fingerprint,
-            eval_split=data.eval_split,
+            eval_split=self.evals["test"].split,
             eval_records=len(test),
             eval_fingerprint=test.fingerprint,
         )
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        batches = self.batches_of(self.train_source, self.train_order, self.config.seed, start_step)
         wanted = self.batch_spec()
-        batches = pipeline.train_batches(
-            self.train_source,
-            self.config.data,
-            global_batch=self.config.global_batch,
-            seed=self.config.seed,
+        return ({name: batch[name] for name in wanted} for batch in batches)
+
+    def batches_of(self, source: fields.Source, order: orders.Order, seed: int, start_step: int, share: int = 1):
+        """Training batches of `source` in `order`, `global_batch` / `share` examples each; see `pipeline`."""
+        return pipeline.train_batches(
+            source,
+            order,
+            self.load,
+            self.example_spec(),
+            global_batch=self.config.global_batch // share,
+            seed=seed,
+            draws=self.draws,
             start_step=start_step,
             process_index=self.reader[0],
             process_count=self.reader[1],
-            order=self.train_order,
-            labelled="label" in wanted,
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
             faults=self.faults,
         )
-        return ({name: batch[name] for name in wanted} for batch in batches)
 
-    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the evaluation split; `mask` is 0 on padding."""
+    def eval_batches(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over an evaluation set; `mask` is 0 on padding."""
+        config = self.evals[name]
         return pipeline.eval_batches(
-            self.eval_source,
-            self.config.data,
+            self.eval_source(name),
+            lambda record: self.load_eval(record, config),
+            self.example_spec(),
             global_batch=self.config.global_batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
-            labelled="label" in self.targets(),
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+            max_unreadable=self.config.data.max_unreadable,
             faults=self.faults,
         )
 
+    def load(self, record: dict, draws: np.ndarray) -> dict:
+        """One training example, as `example_spec` declares it, from random numbers [draws] uniform in [0, 1).
+
+        Raises:
+          Unreadable: the image is damaged.
+          UserError: the record has no label and the stage needs one.
+        """
+        data, image = self.config.data, record["image"]
+        if data.crop == "random_resized":
+            image = images.random_resized_crop(image, data.size, draws, data.crop_scale, data.crop_ratio)
+        elif data.crop == "shift":
+            image = images.shift_crop(image, data.size, draws, data.shift)
+        else:
+            image = evals.crop(image, next(iter(self.evals.values())), data.size)
+        return {"image": image, **self._load_targets(record, draws[images.CROP_DRAWS])}
+
+    def load_eval(self, record: dict, config: EvalConfig) -> dict:
+        """One example of an evaluation set; as `load`, without randomness."""
+        image = evals.crop(record["image"], config, self.config.data.size)
+        return {"image": image, **self._load_targets(record, 0.5)}
+
+    def _load_targets(self, record: dict, number: float) -> dict:
+        """What the loss reads besides pixels; a number uniform in [0, 1) chooses among too many hashtags."""
+        wanted, out = self.targets(), {}
+        if "label" in wanted:
+            out["label"] = record.get("label", -1)
+            if out["label"] < 0:
+                raise UserError("has no label; choose a split in which every image has one")
+        if "hashtags" in wanted:
+            choose = functools.partial(self._prefer_hashtags, number)
+            out["hashtags"], out["hashtags_cut"] = ragged.pad(record["hashtags"], self.config.data.max_tags, choose)
+        return out
+
+    def _prefer_hashtags(self, number: float, ids: np.ndarray) -> np.ndarray:
+        """The order of preference of hashtags: the rarest where they are counted, else drawn by `number`."""
+        return ragged.drawn(number, ids) if self._tag_counts is None else ragged.rarest(self._tag_counts, ids)
+
+    @functools.cached_property
+    def _tag_counts(self) -> np.ndarray | None:
+        return tag_counts(self.train_source, self.config.data)
+
+    def example_spec(self) -> pipeline.Spec:
+        """What `load` gives: name → (shape, dtype) in one example."""
+        return {
+            "image": ((*self.config.data.size, 3), np.uint8),
+            **{name: (shape, np.int32) for name, shape in self.targets().items()},
+        }
+
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        batch, size = self.config.global_batch, self.config.data.image_size
-        return dict(
-            image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
-            unreadable=jax.ShapeDtypeStruct((batch,), jnp.int32),
-            **{name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32) for name, shape in self.targets().items()},
-        )
+        batch, example = self.config.global_batch, {**self.example_spec(), "unreadable": ((), np.int32)}
+        return {name: jax.ShapeDtypeStruct((batch, *shape), kind) for name, (shape, kind) in example.items()}
 
     def counts(self, batch):
-        return {"data/unreadable": jnp.sum(batch["unreadable"])}
+        counted = {"data/unreadable": "unreadable", "data/hashtags_cut": "hashtags_cut"}
+        return {full: jnp.sum(batch[name]) for full, name in counted.items() if name in batch}
 
     def check_counts(self, counts, images):
         self.faults.check(counts["data/unreadable"], images, self.config.data.max_unreadable)
 
     def targets(self) -> dict[str, tuple[int, ...]]:
-        """What the loss reads besides pixels: name in the batch → shape for one image."""
+        """What the loss reads besides pixels: name in the batch → shape of its int32 for one image."""
         return {}
 
     def describe_batch(self, step: int) -> str:

@@ -5,6 +5,7 @@ property of the data: they are measured once, on augmented training images, befo
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -73,7 +74,7 @@ class LinearStage(ImageStage):
         def test(params, batch):
             return self._measure(self.logits(params, batch), batch["label"], batch["mask"])
 
-        return [Averages("test", test, self.eval_batches)]
+        return [Averages("test", test, functools.partial(self.eval_batches, "test"))]
 
     def train_flops_per_image(self):
         forward = vit.forward_flops(self.config.model, self.config.data.image_size)

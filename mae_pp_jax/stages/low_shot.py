@@ -17,7 +17,7 @@ from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
-from mae_pp_jax.data import fields, pipeline
+from mae_pp_jax.data import fields, orders
 from mae_pp_jax.data.source import Subset, few_shot_indices
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
@@ -92,17 +92,8 @@ class LowShotStage(ImageStage):
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The same number of images from each split, in turn; `group` names the split of an image."""
         streams = [
-            pipeline.train_batches(
-                subset,
-                self.config.data,
-                global_batch=self.config.global_batch // self.config.splits,
-                seed=self.config.seed * self.config.splits + split,
-                start_step=start_step,
-                process_index=self.reader[0],
-                process_count=self.reader[1],
-                faults=self.faults,
-            )
-            for split, subset in enumerate(self.subsets)
+            self.batches_of(subset, orders.Shuffled(len(subset), seed), seed, start_step, share=self.config.splits)
+            for seed, subset in enumerate(self.subsets, self.config.seed * self.config.splits)
         ]
         for parts in zip(*streams, strict=True):
             # In turn, so that a batch has the same order however many processes read it.
@@ -145,7 +136,7 @@ class LowShotStage(ImageStage):
             logits = self.logits(params, batch)
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
-        return [OverSplits("test", test, self.eval_batches)]
+        return [OverSplits("test", test, functools.partial(self.eval_batches, "test"))]
 
     def train_flops_per_image(self):
         forward = vit.forward_flops(self.config.model, self.config.data.image_size)

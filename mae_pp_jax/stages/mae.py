@@ -5,6 +5,7 @@ on masked patches, each normalised by its own mean and deviation.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -50,8 +51,9 @@ class MaeStage(ImageStage):
         return total, {"loss": total}
 
     def evaluators(self):
-        shown = [Reconstructions(self._reconstruct, self.eval_batches, self.config.pictures)]
-        return [Averages("test", self._test, self.eval_batches), *(shown if self.config.pictures else ())]
+        batches = functools.partial(self.eval_batches, "test")
+        shown = [Reconstructions(self._reconstruct, batches, self.config.pictures)]
+        return [Averages("test", self._test, batches), *(shown if self.config.pictures else ())]
 
     def train_flops_per_image(self):
         return 3 * mae_forward_flops(self.config.model, self.config.mae, self.config.data.image_size)

@@ -5,6 +5,7 @@ images that carry at least one. It starts from the encoder of an MAE run, or fro
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class WspStage(ImageStage):
         return vocabulary
 
     def targets(self):
-        return {"hashtags": (self.config.data.max_tags,)}
+        return {"hashtags": (self.config.data.max_tags,), "hashtags_cut": ()}
 
     def init(self, key):
         return self.model.init(key)
@@ -78,12 +79,10 @@ class WspStage(ImageStage):
         def scores(params, batch):
             return self.model.apply(params, self.pixels(batch))
 
-        found = [Averages("test", test, self.eval_batches)]
-        if self.config.map_positives:
-            config = self.config
-            found.append(
-                TagPrecision("test", scores, self.eval_batches, config.map_positives, most_images=config.map_images)
-            )
+        batches, config = functools.partial(self.eval_batches, "test"), self.config
+        found = [Averages("test", test, batches)]
+        if config.map_positives:
+            found.append(TagPrecision("test", scores, batches, config.map_positives, most_images=config.map_images))
         return found
 
     def train_flops_per_image(self):

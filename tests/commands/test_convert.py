@@ -159,7 +159,7 @@ def test_an_imported_classifier_is_evaluated_on_data_at_hand(tmp_path, capsys):
             folder = tmp_path / "photos" / split / f"class{label}"
             folder.mkdir(parents=True)
             cv2.imwrite(str(folder / "a.png"), rng.integers(0, 256, (32, 32, 3), np.uint8))
-    data = [f"--config.data.name={tmp_path / 'photos'}", "--config.data.eval_split=test", "--config.global_batch=8"]
+    data = [f"--config.data.name={tmp_path / 'photos'}", "--config.evals.test.split=test", "--config.global_batch=8"]
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *data]) == 0
     found = disk.read_json(tmp_path / "run" / "evaluation_0.json")
     assert 0 <= found["test/accuracy"] <= 1 and found["step"] == 0

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, fields, images, pipeline, source
+from mae_pp_jax.data import caching, fields, images, source
+from tests.data import batches
 from tests.data.pictures import encode, noise
 
 
@@ -51,11 +52,11 @@ def test_the_second_run_reads_no_image_of_the_dataset(tmp_path, config):
         for i in range(4):
             (tmp_path / "photos" / name / f"{i}.png").write_bytes(encode(noise(i, 9, 8), "png"))
     config = dataclasses.replace(config, name=str(tmp_path / "photos"), crop="none", eval_fraction=0.0)
-    first = next(pipeline.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
+    first = next(batches.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
     for file in (tmp_path / "photos").glob("*/*.png"):
         size = file.stat().st_size
         file.write_bytes(b"\0" * size)  # same size and name: the same dataset, as far as can be told without reading it
-    again = next(pipeline.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
+    again = next(batches.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
     np.testing.assert_array_equal(again["image"], first["image"])
 
 

@@ -40,7 +40,8 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path):
     names = [s.describe(i) for s in (train, test) for i in range(len(s))]
     assert sorted(names) == sorted(str(p) for p in tmp_path.glob("*/*"))
     assert len(_open(tmp_path, "test", eval_fraction=0.5)) == 10
-    assert len(_open(tmp_path, "held", eval_split="held")) == 4
+    assert {_open(tmp_path, name).fingerprint for name in ("test", "val", "validation")} == {test.fingerprint}
+    assert len(_open(tmp_path, "all", train_split="all")) == 16
     record = train[9]
     assert record["label"] == fields.labels(train)[9] == 1
     assert images.pixels(record["image"]).shape == (6, 5, 3)

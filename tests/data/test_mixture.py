@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import fields, images, mixture, orders, pipeline, source
+from mae_pp_jax.data import evals, fields, images, mixture, orders, source
+from tests.data import batches
 
 
 def _folder(root, classes, number):
@@ -23,7 +24,7 @@ def config(tmp_path, digits_config):
     pets = _folder(tmp_path / "pets", ("cat", "dog"), 10)
     birds = _folder(tmp_path / "birds", ("bird", "cat"), 30)
     name = f"{pets}=3,{birds}=1"
-    return dataclasses.replace(digits_config, name=name, eval_name=birds, eval_fraction=0.2, crop="none")
+    return dataclasses.replace(digits_config, name=name, eval_fraction=0.2, crop="none")
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_position_does_not_depend_on_how_it_is_reached(mixed, config):
 
 
 def test_batches_are_of_the_records_named(mixed, config):
-    stream = pipeline.train_batches(
+    stream = batches.train_batches(
         mixed, config, global_batch=32, seed=0, start_step=50, order=source.training_order(mixed, config, 0)
     )
     batch = next(stream)
@@ -73,17 +74,17 @@ def test_equal_datasets_go_different_ways():
     assert not np.array_equal(*(part.at(np.arange(1000)) for part in parts))
 
 
-def test_evaluation_data_is_numbered_as_the_training_data(mixed, config):
-    held_out = source.open_eval_source(config, mixed)
+def test_evaluation_data_is_numbered_as_the_training_data(mixed, config, tmp_path):
+    held_out = evals.open_eval_source(config, evals.EvalConfig(data=str(tmp_path / "birds")), mixed)
     assert fields.names(held_out, "label") == fields.names(mixed, "label") and len(held_out) == 12
     names = [held_out.describe(i).split("/")[-2] for i in range(12)]
     assert [fields.names(mixed, "label")[label] for label in fields.labels(held_out)] == names
 
 
 def test_evaluation_data_of_other_classes_is_refused(mixed, config, tmp_path):
-    other = dataclasses.replace(config, eval_name=_folder(tmp_path / "other", ("car", "van"), 5))
-    with pytest.raises(UserError, match="data.eval_name: .*other has none of the classes of the training data"):
-        source.open_eval_source(other, mixed)
+    other = evals.EvalConfig(data=_folder(tmp_path / "other", ("car", "van"), 5))
+    with pytest.raises(UserError, match="evals.objects.data: .*other has none of the classes of the training data"):
+        evals.open_eval_source(config, other, mixed, "objects")
 
 
 def test_hashtags_are_joined_by_name(digits):

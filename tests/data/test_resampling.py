@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import fields, mixture, orders, pipeline, resampling, source
+from mae_pp_jax.data import fields, mixture, orders, resampling, source
+from tests.data import batches
 
 RECORDS = 2000
 
@@ -97,11 +98,11 @@ def test_batches_resume_at_any_step(tagged, make):
     config = source.DataConfig(image_size=4, crop="none", threads=2)
     order = make("sqrt")
 
-    def batches(start, number):
-        stream = pipeline.train_batches(tagged, config, global_batch=96, seed=0, start_step=start, order=order)
+    def some(start, number):
+        stream = batches.train_batches(tagged, config, global_batch=96, seed=0, start_step=start, order=order)
         return [next(stream) for _ in range(number)]
 
-    whole, resumed = batches(0, 60), batches(43, 17)  # into the second pass
+    whole, resumed = some(0, 60), some(43, 17)  # into the second pass
     for a, b in zip(whole[43:], resumed, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])

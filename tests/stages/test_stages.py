@@ -78,8 +78,8 @@ def test_images_without_a_label_stop_only_stages_that_need_it(name, needs_labels
     path = str(ROOT / f"configs/{name}/digits.py")
     stage = registry.create(registry.resolve(config_lib.load_file(path), RECIPES[name]))
     stage.reader = (0, 1)
-    stage.train_source = stage.eval_source = _Unlabelled(stage.train_source, np.arange(40))
-    for batches in (stage.train_batches(0), stage.eval_batches()):
+    stage.train_source = stage.eval_sources["test"] = _Unlabelled(stage.train_source, np.arange(40))
+    for batches in (stage.train_batches(0), stage.eval_batches("test")):
         if needs_labels:
             with pytest.raises(UserError, match="has no label"):
                 next(batches)
