@@ -80,9 +80,3 @@ def test_given_attributes_go_to_their_classes():
     tags, vocabulary = simulated_hashtags.simulate(LABELS[:50], CLASSES, seed=0, attributes=even, rates=rates)
     tag = vocabulary.index("even")
     assert [tag in ids for ids in tags] == [label % 2 == 0 for label in LABELS[:50]]
-
-
-def test_pad_fills_with_minus_one_and_keeps_the_first():
-    padded = simulated_hashtags.pad([np.array([4, 7], np.int32), np.arange(5, dtype=np.int32), np.zeros(0, np.int32)], 3)
-    assert padded.dtype == np.int32
-    np.testing.assert_array_equal(padded, [[4, 7, -1], [0, 1, 2], [-1, -1, -1]])
