@@ -7,31 +7,47 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import fields
+from mae_pp_jax.data import fields, orders
+
+
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
 
 
 def parse(name: str) -> dict[str, float] | None:
     """Dataset → weight, if a name is that of a mixture (`imagenet2012=0.7,/photos=0.3`), else None.
 
     Raises:
-      UserError: a part has no weight or one that is not above 0, or a dataset stands twice.
+      UserError: a part has no weight, one that is not above 0, or one so small that it would never be read; or a
+        dataset stands twice.
     """
     if "=" not in name:
         return None
     parts = {}
     for text in name.split(","):
         part, _, weight = text.strip().rpartition("=")
-        if not part or not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", weight) or float(weight) <= 0:
-            raise UserError(f"data.name: '{text}' in a mixture must be NAME=WEIGHT with a weight above 0")
+        number = float(weight) if re.fullmatch(_NUMBER, weight) else 0.0
+        if not part or not 0 < number < math.inf:
+            raise UserError(f"data.name: '{text}' in a mixture must be NAME=WEIGHT with a weight above 0, such as 0.3")
         if part in parts:
             raise UserError(f"data.name: {part} stands twice in the mixture; give it one weight")
-        parts[part] = float(weight)
+        parts[part] = number
+    total = sum(parts.values())
+    if not total < math.inf:
+        raise UserError(f"data.name: the weights of '{name}' are too large; they need only be right beside each other")
+    for (part, weight), share in zip(parts.items(), orders.shares(list(parts.values()))):
+        if not share:
+            least = (total - weight) / (orders.MIXED_AT_ONCE - 1)  # one of these positions
+            raise UserError(
+                f"data.name: with the weight {weight:g} of a sum of {total:g}, {part} would never be read; give it at "
+                f"least {least * 1.01:.2g}, or leave it out"
+            )
     return parts
 
 

@@ -1,6 +1,7 @@
 """Mixtures: shares by weight, names joined, any step at once."""
 
 import dataclasses
+import re
 
 import cv2
 import numpy as np
@@ -102,3 +103,23 @@ def test_hashtags_are_joined_by_name(digits):
 def test_bad_mixtures_are_refused(name, digits_config):
     with pytest.raises(UserError, match="^data.name: "):
         source.open_source(dataclasses.replace(digits_config, name=name), "train")
+
+
+@pytest.mark.parametrize("weight", ["1.2.3", "nan", "inf", "1e999", "-1", ".", "1e", "1_0"])
+def test_weights_that_are_no_numbers_are_refused(weight):
+    with pytest.raises(UserError, match="^data.name: '/b=.*' in a mixture must be NAME=WEIGHT with a weight above 0"):
+        mixture.parse(f"/a=1,/b={weight}")
+
+
+@pytest.mark.parametrize("name", ["/a=1,/b=1e-6", "/b=1e-7,/a=0.7,/c=0.3", "/a=1000000,/b=5"])
+def test_a_dataset_that_would_never_be_read_is_refused_with_the_least_weight_that_works(name):
+    with pytest.raises(UserError, match="/b would never be read; give it at least ") as error:
+        mixture.parse(name)
+    least = re.search(r"at least ([0-9.e+-]+),", str(error.value))[1]
+    parts = mixture.parse(re.sub(r"/b=[^,]+", f"/b={least}", name))
+    assert orders.shares(list(parts.values()))[list(parts).index("/b")] == 1
+
+
+def test_the_sum_of_weights_is_a_number():
+    with pytest.raises(UserError, match="too large"):
+        mixture.parse("/a=1e308,/b=1e308")
