@@ -94,3 +94,91 @@ def test_a_crop_that_shrinks_much_is_an_average_and_not_a_sample(down, across):
     out = images.random_resized_crop(image, (32, 32), draws, (1.0, 1.0), (across / down, across / down))
     average = image.reshape(32, down, 32, across, 3).mean((1, 3))
     assert np.abs(out - average).max() <= 2  # each halving rounds
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The pixels of every image that OpenCV is asked to make."""
+    found = []
+    resize, warp = cv2.resize, cv2.warpAffine
+
+    def note(make):
+        def noting(image, *args, **kwargs):
+            out = make(image, *args, **kwargs)
+            found.append(out.shape[0] * out.shape[1])
+            return out
+
+        return noting
+
+    monkeypatch.setattr(cv2, "resize", note(resize))
+    monkeypatch.setattr(cv2, "warpAffine", note(warp))
+    return found
+
+
+EXTREME = [(1, 60_000), (60_000, 1), (3, 50_000), (40_000, 40), (1, 1), (2, 3), (4000, 5000), (1, 3_000_000)]
+
+
+@pytest.mark.parametrize("shape", EXTREME, ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+def test_the_work_for_a_crop_is_bounded_whatever_the_shape(shape, size, made):
+    image = np.zeros((*shape, 3), np.uint8)
+    draws = np.full(images.CROP_DRAWS, 0.5)
+    crops = [
+        lambda: images.center_crop(image, size),
+        lambda: images.center_crop(image, size, 0.05),
+        lambda: images.squeeze(image, size),
+        lambda: images.shift_crop(image, size, draws, 2),
+        lambda: images.random_resized_crop(image, size, draws, SCALE, RATIO),
+        lambda: images.random_resized_crop(image, size, draws, (1e-4, 1.0), (1e-3, 1e3)),
+    ]
+    for crop in crops:
+        assert crop().shape == (*size, 3)
+    # Shrinking makes no more than there was.
+    assert max(made, default=0) <= max(64 * size[0] * size[1], image.size // 3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("length", [400, 70_000])
+def test_a_strip_shows_its_middle(length, turned):
+    """Bright where the distance from the middle is at most one pixel, along a strip 3 pixels thick."""
+    image = np.zeros((3, length, 3), np.uint8)
+    image[:, length // 2 - 1 : length // 2 + 1] = 240
+    image = image.transpose(1, 0, 2) if turned else image
+    out = images.center_crop(image, (30, 30))[..., 0].astype(float)
+    out = out.T if turned else out
+    np.testing.assert_allclose(out, out[:, ::-1], atol=2)
+    # The strip's 3 pixels fill 30, of which the bright ones are 20.
+    assert abs(out.mean() - 160) < 12 and (out[:, 13:17] > 230).all() and (out[:, [0, -1]] < 60).all()
+
+
+def test_an_enlarged_centre_is_that_of_the_whole_enlarged(monkeypatch):
+    image = noise(3, 12, 200)
+    whole = images.center_crop(image, (24, 24))
+    monkeypatch.setattr(images, "_MOST_ENLARGED", 1)
+    part = images.center_crop(image, (24, 24))
+    assert np.abs(part.astype(int) - whole).max() <= 12 and np.abs(part.astype(int) - whole).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "height, width, size", [(40, 60, (16, 24)), (60, 40, (8, 24)), (50, 50, (24, 8)), (7, 90, (6, 8))]
+)
+def test_centre_crops_of_any_shape_show_the_middle(height, width, size):
+    out = images.center_crop(picture(height, width), size)
+    assert out.shape == (*size, 3)
+    scale = max(size[0] / height, size[1] / width)
+    for axis, (channel, side) in enumerate(((1, height), (0, width))):
+        along = out[..., channel].mean(1 - axis)
+        half = 0.5 / scale  # pixels of the picture, where the crop cannot be quite in the middle
+        assert abs(along.mean() - 127.5) < max(3, 255 / side * (1 + half))
+        shown = size[axis] / scale / side  # share of this side that is seen
+        assert abs(np.ptp(along) - 255 * shown * (1 - 1 / size[axis])) < 255 * 1.5 / side + 3
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_random_crops_of_any_shape_are_stretched_to_it(kind):
+    data = encode(picture(200, 300), kind)
+    draws = np.full(images.CROP_DRAWS, 0.5)
+    wide = images.random_resized_crop(data, (20, 40), draws, SCALE, RATIO)
+    square = images.random_resized_crop(data, (40, 40), draws, SCALE, RATIO)
+    assert wide.shape == (20, 40, 3)
+    np.testing.assert_allclose(wide.astype(float), square.reshape(20, 2, 40, 3).mean(1), atol=6)
