@@ -19,11 +19,11 @@ def pad(
     Returns:
       [most, …] in the order of `values`, and how many of these were cut.
     """
-    cut = max(len(values) - most, 0)
+    number, cut = len(values), max(len(values) - most, 0)
     if cut:
         values = values[np.sort(choose(values)[:most])]
-    out = np.full((most, *values.shape[1:]), fill, values.dtype)
-    out[: len(values)] = values
+    out = np.empty((most, *values.shape[1:]), values.dtype)  # not np.full, which takes longer than all of this
+    out[:number], out[number:] = values, fill
     return out, cut
 
 

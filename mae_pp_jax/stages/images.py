@@ -215,8 +215,9 @@ class ImageStage(Stage):
             if out["label"] < 0:
                 raise UserError("has no label; choose a split in which every image has one")
         if "hashtags" in wanted:
-            choose = functools.partial(self._prefer_hashtags, number)
-            out["hashtags"], out["hashtags_cut"] = ragged.pad(record["hashtags"], self.config.data.max_tags, choose)
+            out["hashtags"], out["hashtags_cut"] = ragged.pad(
+                record["hashtags"], self.config.data.max_tags, lambda ids: self._prefer_hashtags(number, ids)
+            )
         return out
 
     def _prefer_hashtags(self, number: float, ids: np.ndarray) -> np.ndarray:
