@@ -1,4 +1,4 @@
-"""Keeping what is made of a dataset: decoded images in memory or on the local disk, columns and statistics beside them."""
+"""Keeping what is made of a dataset: decoded images in memory or on the local disk, columns, statistics."""
 
 import concurrent.futures
 import contextlib

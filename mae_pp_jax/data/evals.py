@@ -57,7 +57,7 @@ def open_eval_source(data: DataConfig, config: EvalConfig, train: fields.Source,
         return source
     for field, kind in (("label", "classes"), ("hashtags", "hashtags")):
         if wanted[field] and not set(wanted[field]) & set(have[field]):
-            raise UserError(f"evals.{name}.data: {dataset} has none of the {kind} of the training data; use another one")
+            raise UserError(f"evals.{name}.data: {dataset} has none of the {kind} of the training data; use another")
     return mixture.Renumbered(source, wanted)
 
 
@@ -73,7 +73,7 @@ def crop(image: bytes | np.ndarray, config: EvalConfig, size: tuple[int, int]) -
 
 
 def _of_classes(source: fields.Source, path: str, known: tuple[str, ...], key: str) -> fields.Source:
-    """The records of the classes that a file lists, their classes named as it says; `key` names the file in messages."""
+    """The records of the classes that a file lists, named as it says; `key` names the file in messages."""
     own = fields.names(source, "label")
     mapping = _read_classes(path, key)
     for names, of, which in ((mapping, own, "this set"), (mapping.values(), known, "the training data")):
@@ -95,9 +95,9 @@ def _read_classes(path: str, key: str) -> dict[str, str]:
         raise UserError(f"{key}: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{key}: {path} is no JSON ({error})") from error
-    mapping = dict(zip(content, content)) if isinstance(content, list) else content
-    if not isinstance(mapping, dict) or not mapping or not all(isinstance(n, str) for n in (*mapping, *mapping.values())):
+    names = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    if not names or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"{key}: {path} must hold a list of names, or an object, name in this set → name in the training data"
         )
-    return mapping
+    return dict(zip(content, names))

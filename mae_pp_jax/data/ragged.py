@@ -28,7 +28,7 @@ def pad(
 
 
 def rarest(counts: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """An order of preference for `pad`: ids that few records have first; `counts` int [names] are the records of each."""
+    """An order of preference for `pad`: ids that few records have first; `counts` int [names] tells how many."""
     return np.argsort(counts[ids], kind="stable")
 
 

@@ -50,8 +50,8 @@ class DataConfig:
     )
     max_tags: int = key(
         16,
-        "hashtags kept per image, which fixes the shape of a batch; of more, the rarest where data.resample counts them, "
-        "else drawn anew each time",
+        "hashtags kept per image, which fixes the shape of a batch; of more, the rarest where data.resample counts "
+        "them, else drawn anew each time",
         low=1,
     )
     resample: str = key("none", "show images with rare hashtags more often", choices=("none", "sqrt", "swag"))

@@ -142,7 +142,8 @@ def test_evaluation_crops_as_the_config_says(digits_config, monkeypatch, crop, s
     wide = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     record = {"image": wide, "label": 0, "hashtags": np.zeros(0, np.int32)}
     monkeypatch.setattr(type(held_out), "__getitem__", lambda self, i: record)
-    batch = next(batches.eval_batches(held_out, digits_config, evals.EvalConfig(crop=crop, share=share), global_batch=8))
+    config = evals.EvalConfig(crop=crop, share=share)
+    batch = next(batches.eval_batches(held_out, digits_config, config, global_batch=8))
     wanted = images.squeeze(wide, (8, 8)) if crop == "squeeze" else images.center_crop(wide, (8, 8), share)
     np.testing.assert_array_equal(batch["image"][0], wanted)
 

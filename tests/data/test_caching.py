@@ -41,7 +41,8 @@ def test_records_from_disk_are_those_of_the_dataset_in_later_runs_too(config):
     for _ in range(2):
         cached = source.open_source(config, "test")
         _assert_same(cached, plain)
-        assert all(np.array_equal(a, b) for a, b in zip(cached.column("hashtags"), plain.column("hashtags"), strict=True))
+        pairs = zip(cached.column("hashtags"), plain.column("hashtags"), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
     (kept,) = pathlib.Path(config.cache_dir, "mae_pp_jax", "decoded").iterdir()
     assert kept.name == plain.fingerprint
 

@@ -75,6 +75,8 @@ def test_fingerprints_tell_maps_apart(opened, tmp_path):
         (["fox"], "'fox' is no class of the training data"),
         ([], "must hold a list of names"),
         ([1], "must hold a list of names"),
+        ([["dog"]], "must hold a list of names"),
+        (3, "must hold a list of names"),
         ({"fox": 3}, "must hold a list of names"),
         ("{", "is no JSON"),
     ],

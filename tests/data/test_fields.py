@@ -98,7 +98,8 @@ def test_wrappers_pass_on_what_they_do_not_know(captioned):
 def test_names_of_any_field_are_joined_in_a_mixture(captioned):
     _, plain = captioned
     other = mixture.Renumbered(plain, {"kinds": ("drawing", "sketch", "photo")})
-    assert [other[i]["kinds"].tolist() for i in range(7)] == [[2 * (1 - k) for k in row["kinds"]] for row in _rows(plain)]
+    expected = [[2 * (1 - kind) for kind in row["kinds"]] for row in _rows(plain)]
+    assert [other[i]["kinds"].tolist() for i in range(7)] == expected
     mixed = mixture.Mixture([other, plain], [1, 1])
     assert fields.names(mixed, "kinds") == ("drawing", "sketch", "photo")
     assert _rows(mixed)[7:] == _rows(other)

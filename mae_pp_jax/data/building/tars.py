@@ -50,7 +50,10 @@ class TarReader:
         name = os.path.relpath(part.path, os.path.commonpath([os.path.dirname(path) for path in self.paths]))
         stem, members = None, {}
         try:
-            with epath.Path(part.path).open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Header) as tar:
+            with (
+                epath.Path(part.path).open("rb") as file,
+                tarfile.open(fileobj=file, mode="r:*", tarinfo=_Header) as tar,
+            ):
                 while (member := tar.next()) is not None:
                     tar.members = []  # it would keep them all
                     if not member.isfile():
