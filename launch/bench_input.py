@@ -139,13 +139,25 @@ def read_jpegs(path: pathlib.Path) -> list[bytes]:
 
 
 def run_ours(args) -> None:
-    from mae_pp_jax.data import pipeline, source
+    from mae_pp_jax.data import images, orders, pipeline, source
 
-    threads = {"threads": args.threads} if args.threads else {}
     folder = pathlib.Path(args.workdir) / FORMATS["ours"] / "photographs" / "1.0.0"
-    config = source.DataConfig(name=str(folder), image_size=SIDE, crop_scale=SCALE, crop_ratio=RATIO, **threads)
-    records = source.open_source(config, "train")
-    time_batches(pipeline.train_batches(records, config, global_batch=args.batch, seed=0), args)
+    records = source.open_source(source.DataConfig(name=str(folder)), "train")
+
+    def load(record, draws):
+        return {"image": images.random_resized_crop(record["image"], (SIDE, SIDE), draws, SCALE, RATIO)}
+
+    batches = pipeline.train_batches(
+        records,
+        orders.Shuffled(len(records), seed=0),
+        load,
+        {"image": ((SIDE, SIDE, 3), "uint8")},
+        global_batch=args.batch,
+        seed=0,
+        draws=images.CROP_DRAWS,
+        threads=args.threads or None,
+    )
+    time_batches(batches, args)
 
 
 def run_tf_data(args) -> None:

@@ -1,7 +1,9 @@
 """All tests run on the CPU with eight simulated devices; compiled programs are shared between tests and runs."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 _SCRATCH = pathlib.Path(tempfile.gettempdir()) / f"mae_pp_jax_tests_{os.getuid()}"
@@ -12,6 +14,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_SCRATCH / "compiled"))
 os.environ.setdefault("TFDS_DATA_DIR", str(_SCRATCH / "tfds"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A cache is found by its dataset's fingerprint; those of datasets that tests make up are of no use to anybody else.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import subprocess  # noqa: E402
 import sys  # noqa: E402

@@ -27,14 +27,8 @@ def get_config(size="B/16"):
     c.global_batch = 1024
     c.log_every, c.eval_every = "100 steps", "1 epochs"
     c.checkpoint = dict(every="2%")
-    c.data = dict(
-        name="imagenet2012",
-        eval_split="validation",
-        image_size=224,
-        crop="random_resized",
-        crop_scale=(0.08, 1.0),
-        eval_share=0.875,
-    )
+    c.data = dict(name="imagenet2012", image_size=224, crop="random_resized", crop_scale=(0.08, 1.0))
+    c.evals = dict(val=dict(split="validation", share=0.875))
     c.declared = dict(records=1_281_167, classes=1000)
     c.model = dict(size=size, pool="mean", drop_path=drop_path, remat="dots")
     c.optim = dict(lr=lr, warmup="5 epochs", b2=0.999, weight_decay=0.05, min_lr=1e-6)

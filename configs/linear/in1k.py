@@ -15,14 +15,8 @@ def get_config(size="B/16"):
     c.train_for = "90 epochs" if size.startswith("B/") else "50 epochs"
     c.global_batch = 16384
     c.log_every, c.eval_every = "20 steps", "5 epochs"
-    c.data = dict(
-        name="imagenet2012",
-        eval_split="validation",
-        image_size=224,
-        crop="random_resized",
-        crop_scale=(0.08, 1.0),
-        eval_share=0.875,
-    )
+    c.data = dict(name="imagenet2012", image_size=224, crop="random_resized", crop_scale=(0.08, 1.0))
+    c.evals = dict(val=dict(split="validation", share=0.875))
     c.declared = dict(records=1_281_167, classes=1000)
     c.model = dict(size=size, pool="cls")
     c.optim = dict(name="lars", lr=0.1, warmup="10 epochs", b1=0.9, weight_decay=0.0)

@@ -16,14 +16,8 @@ def get_config(size="B/16", shots=5):
     c.global_batch = 1280
     c.shots, c.splits = shots, 5
     c.log_every, c.eval_every = "1%", "25%"
-    c.data = dict(
-        name="imagenet2012",
-        eval_split="validation",
-        image_size=224,
-        crop="random_resized",
-        crop_scale=(0.2, 1.0),
-        eval_share=0.875,
-    )
+    c.data = dict(name="imagenet2012", image_size=224, crop="random_resized", crop_scale=(0.2, 1.0))
+    c.evals = dict(val=dict(split="validation", share=0.875))
     c.declared = dict(records=1_281_167, classes=1000)
     c.model = dict(size=size, pool="cls")
     c.optim = dict(name="sgd", lr=0.1, warmup="10%", b1=0.9, weight_decay=1e-4)

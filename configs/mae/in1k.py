@@ -16,9 +16,8 @@ def get_config(size="B/16", epochs=800):
     c.global_batch = 4096
     c.log_every, c.eval_every = "100 steps", "5%"
     c.checkpoint = dict(every="1%")
-    c.data = dict(
-        name="imagenet2012", eval_split="validation", image_size=224, crop="random_resized", crop_scale=(0.2, 1.0)
-    )
+    c.data = dict(name="imagenet2012", image_size=224, crop="random_resized", crop_scale=(0.2, 1.0))
+    c.evals = dict(val=dict(split="validation"))
     c.declared = dict(records=1_281_167)
     c.model = dict(size=size, positions="sincos", remat="full")
     c.optim = dict(lr=1.5e-4, warmup="40 epochs", b2=0.95, weight_decay=0.05)

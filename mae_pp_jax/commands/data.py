@@ -81,21 +81,27 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_info(records, args: argparse.Namespace) -> None:
     print(f"{args.name}, split {args.split}: {len(records):,} records, fingerprint {records.fingerprint}")
-    if records.class_names:
-        counts = np.bincount(np.maximum(records.labels(), 0), minlength=len(records.class_names))
-        _print_counts("classes", records.class_names, counts)
-    if records.hashtag_names:
-        tags = [records[i]["hashtags"] for i in range(len(records))]
-        counts = np.bincount(np.concatenate(tags), minlength=len(records.hashtag_names))
-        _print_counts("hashtags", records.hashtag_names, counts)
+    from mae_pp_jax.data import fields
+
+    classes, hashtags = fields.names(records, "label"), fields.names(records, "hashtags")
+    if classes:
+        labels = fields.labels(records)
+        _print_counts("classes", classes, np.bincount(labels[labels >= 0], minlength=len(classes)))
+    if hashtags:
+        tags = list(records.column("hashtags"))
+        counts = np.bincount(np.concatenate(tags), minlength=len(hashtags))
+        _print_counts("hashtags", hashtags, counts)
         print(f"  {counts.sum() / len(records):.2f} a record; {sum(not len(t) for t in tags):,} records have none")
     for i in range(min(3, len(records))):
         record = records[i]
         parts = [_size(record["image"])]
         if "label" in record:
-            parts.append(f"label {records.class_names[record['label']] if record['label'] >= 0 else 'unknown'}")
+            parts.append(f"label {classes[record['label']] if record['label'] >= 0 else 'unknown'}")
         if "hashtags" in record:
-            parts.append(" ".join("#" + records.hashtag_names[t] for t in record["hashtags"]) or "no hashtags")
+            tags = (hashtags[tag] for tag in record["hashtags"]) if hashtags else record["hashtags"]
+            parts.append(" ".join(f"#{tag}" for tag in tags) or "no hashtags")
+        if record.get("caption"):
+            parts.append(f"caption {record['caption']!r}")
         print(f"{records.describe(i)}: {', '.join(parts)}")
 
 

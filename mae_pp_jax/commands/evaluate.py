@@ -1,6 +1,7 @@
 """`evaluate`: measures the newest checkpoint of a run."""
 
 import argparse
+import hashlib
 import logging
 import math
 import numbers
@@ -8,19 +9,20 @@ import numbers
 import jax
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
-from mae_pp_jax.core import checkpoint, hardware, hosts, leaves, partition, storage
+from mae_pp_jax.core import checkpoint, hardware, hosts, leaves, partition, run_folder, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
+from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.stages import registry
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation split; prints the metrics as JSON and writes
-WORKDIR/evaluation_STEP.json.
+DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation sets; prints the metrics as JSON and writes a file
+for each set, WORKDIR/evaluations/SET_STEP_….json, with what was measured on what. Other data or settings make another file.
 
 examples:
   python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
-  python -m mae_pp_jax evaluate --workdir=runs/maws_b16_ft --config.data.name=/photos --config.data.eval_split=test
+  python -m mae_pp_jax evaluate --workdir=runs/maws_b16_ft --config.data.name=/photos --config.evals.test.split=test
 
 --config.KEY=VALUE replaces a key of the run's config, such as the data that an imported model is measured on."""
 
@@ -33,7 +35,7 @@ def add_parser(verbs) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
-    parser.add_argument("--evaluators", metavar="a,b", help="names of evaluators; all of the stage when not given")
+    parser.add_argument("--evaluators", metavar="a,b", help="evaluation sets to measure on; all when not given")
     hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
@@ -47,10 +49,18 @@ def run(args, rest: list[str]) -> None:
 
 
 def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, str] | None = None) -> dict:
-    """Metrics of the newest undamaged checkpoint, also written as JSON.
+    """Metrics of the newest undamaged checkpoint, also written as JSON, a file for each evaluation set.
+
+    Args:
+      workdir: folder of a run.
+      names: of evaluation sets; None for all.
+      overrides: dotted key → text, in place of the run's own config.
+
+    Returns:
+      `step`, and `SET/measure` → number.
 
     Raises:
-      UserError: no run there, or no evaluator of that name.
+      UserError: no run there, or no evaluation set of that name.
     """
     hardware.enable_compilation_cache()
     folder = storage.path(workdir)
@@ -78,13 +88,35 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         for path, sharding in flatten(placed).items()
     }
     params = unflatten(leaves.read(saved, wanted))
-    found = {"step": step}
+    found: dict[str, dict] = {}
     for evaluator in evaluators:
         if names is None or evaluator.name in names:
-            values = evaluator.run(params, mesh)
-            found |= {name: value for name, value in values.items() if isinstance(value, numbers.Real)}
-    if absent := [name for name, value in found.items() if not math.isfinite(value)]:
+            values = evaluator.run(params, mesh).items()
+            metrics = {name: value for name, value in values if isinstance(value, numbers.Real)}
+            found[evaluator.name] = found.get(evaluator.name, {}) | metrics
+    everything = {name: value for metrics in found.values() for name, value in metrics.items()}
+    if absent := [name for name, value in everything.items() if not math.isfinite(value)]:
         log.info("%s: not a finite number, null in the JSON", ", ".join(absent))
-    if hosts.first():
-        storage.write_json(folder / f"evaluation_{step}.json", found)
-    return found
+    for name, metrics in found.items():
+        if metrics and hosts.first():
+            _write(folder, step, stage, name, overrides or {}, metrics)
+    return {"step": step, **everything}
+
+
+def _write(folder: storage.Path, step: int, stage: Stage, name: str, overrides: dict, metrics: dict) -> None:
+    """Writes the metrics of an evaluation set with what they were measured on.
+
+    The name of the file tells apart evaluations of other data, settings and checkpoints, so that none replaces another.
+    """
+    record = dict(
+        evaluated=name,
+        step=step,
+        checkpoint_sha256=checkpoint.sha256(folder, step),
+        dataset=stage.evaluation_set(name),
+        overrides=overrides,
+    )
+    mark = hashlib.sha256(storage.json_text(record).encode()).hexdigest()[:8]
+    storage.make_folder(folder / "evaluations")
+    file = folder / "evaluations" / f"{name}_{step}_{mark}.json"
+    storage.write_json(file, {**record, "revision": run_folder.code_revision(), "metrics": metrics})
+    log.info("wrote %s", file)

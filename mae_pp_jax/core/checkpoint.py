@@ -8,6 +8,7 @@ storage alone does not notice a flipped byte.
 """
 
 import contextlib
+import hashlib
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -239,6 +240,11 @@ def _weights(run: storage.Path, step: int, frozen: Iterable[dict], average: bool
     for entry in frozen:
         found |= leaves.referred(entry)
     return found | (leaves.of_item(run, step, "ema") if average else {})
+
+
+def sha256(run: storage.Path, step: int) -> str:
+    """SHA-256 of a checkpoint's digest, which names size and checksum of each of its files."""
+    return hashlib.sha256(storage.read_bytes(run / "checkpoints" / str(step) / DIGEST)).hexdigest()
 
 
 def weights_sha256(run: storage.Path, step: int, found: Mapping[str, Leaf]) -> str:

@@ -33,7 +33,9 @@ class RunFolder:
             raise UserError(f"--workdir: {self.path} is a file; give a folder")
         written = self.path / "config.json"
         if storage.is_file(written):
-            lines = config_lib.differences(self._schema, storage.read_json(written), self._config)
+            # Under today's schema: keys that are new since have their defaults.
+            then = config_lib.resolve(self._schema, self._schema.upgrade(storage.read_json(written)))
+            lines = config_lib.differences(self._schema, config_lib.to_dict(then), self._config)
             if lines:
                 raise UserError(
                     f"--workdir: {self.path} holds a run with another config ({'; '.join(lines)}); "

@@ -67,6 +67,11 @@ class StageConfig:
     profile: bool = key(False, "leave a profiler trace of ten steps in WORKDIR/profile", restart=True)
     tensorboard: bool = key(True, "write TensorBoard files into WORKDIR/tensorboard", restart=True)
 
+    @classmethod
+    def upgrade(cls, mapping: Mapping) -> dict:
+        """The content of a run's config.json with the keys of today, where earlier versions of the code had others."""
+        return dict(mapping)
+
     def unused(self) -> dict[str, str]:
         """Keys that have no effect in this stage or beside the values of others: dotted key → why.
 
@@ -94,12 +99,12 @@ class Drawing(Protocol):
 
 
 class Evaluator(Protocol):
-    """Measures parameters on data it holds. Its `name` is that of the evaluation set, a slash, and what it measures."""
+    """Measures parameters on data it holds; its `name` is that of the evaluation set."""
 
     name: str
 
     def run(self, params: Params, mesh: Mesh) -> dict[str, float | Drawing]:
-        """Name, which begins with that of the evaluation set and a slash, → number or drawing."""
+        """`SET/measure` → number, or name → drawing."""
 
 
 class Stage:
@@ -113,8 +118,8 @@ class Stage:
         of the batch it is not, and `microbatches` must be 1.
       config: the resolved config.
       records: training records in one epoch.
-      dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, and of each
-        split its name, records and fingerprint.
+      dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, split,
+        records and fingerprint, and in `evals` the same of each evaluation set.
       handoff: which weights of an earlier stage this one takes; by part where `config.init_from` has several.
       reader: the part of every global batch that this process reads, as (index, number of parts); who trains or
         evaluates on a mesh of many processes sets it to `partition.reader(mesh)`.
@@ -187,6 +192,11 @@ class Stage:
 
     def evaluators(self) -> Sequence[Evaluator]:
         raise NotImplementedError
+
+    def evaluation_set(self, name: str) -> dict[str, Any]:
+        """Dataset, split, records and fingerprint of what the evaluators of this name measure on; {} if unknown."""
+        del name
+        return {}
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The rows of `reader` of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""

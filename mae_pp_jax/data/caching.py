@@ -1,47 +1,37 @@
-"""Keeping what is made of a dataset: decoded images in memory or on the local disk, statistics beside them."""
+"""Keeping what is made of a dataset: decoded images in memory or on the local disk, columns, statistics."""
 
 import concurrent.futures
 import contextlib
-import json
+import itertools
 import logging
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from mae_pp_jax.core import console, storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, images
+from mae_pp_jax.data import decode, fields, images
 
 log = logging.getLogger(__name__)
 
-_AT_A_TIME = 256  # images decoded before they are written
-_PIXELS, _RECORDS = "pixels.bin", "records.json"
+_AT_A_TIME = 256  # records read before they are written
+_OF_A_THREAD = 16  # of these, read by a thread at a time
+_ENDS_AT_A_TIME = 2**16
+_VALUES, _ENDS = "values.bin", "ends.bin"
 
 
-class InMemory:
+class InMemory(fields.Wrapper):
     """Keeps every record of another source, decoded, from its first use on."""
 
-    def __init__(self, source):
-        self._source = source
+    def __init__(self, source: fields.Source):
+        super().__init__(source)
         self._records: list[dict | None] = [None] * len(source)
-        self.class_names = source.class_names
-        self.hashtag_names = source.hashtag_names
-        self.has_tags = source.has_tags
-        self.fingerprint = source.fingerprint
-        self.labels = source.labels
-        if self.hashtag_names:
-            self.hashtags = source.hashtags
-        if self.has_tags:
-            self.tags = source.tags
-        self.describe = source.describe
-
-    def __len__(self) -> int:
-        return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
         record = self._records[index]
@@ -51,8 +41,8 @@ class InMemory:
         return record
 
 
-class OnDisk:
-    """Another source, decoded once into a file on a local disk that all processes and later runs map into memory.
+class OnDisk(fields.Wrapper):
+    """Another source, decoded once into files on a local disk that all processes and later runs map into memory.
 
     Args:
       source: the records.
@@ -62,43 +52,77 @@ class OnDisk:
       UserError: the cache cannot be written, or was damaged.
     """
 
-    def __init__(self, source, cache: str):
-        folder = made_once("pixels", source.fingerprint, cache, lambda half: _write(source, half))
-        path, records = folder / _PIXELS, folder / _RECORDS
-        self._records = storage.read_json(records) if records.is_file() else []
-        stored = path.stat().st_size if path.is_file() else -1
-        if stored != sum(_length(*row[1:3]) for row in self._records) or len(self._records) != len(source):
-            raise UserError(f"data.cache: {folder} is damaged; remove it, and the next run writes it again")
-        self._pixels = np.memmap(path, np.uint8, "r") if stored else np.zeros(0, np.uint8)
-        self.class_names = source.class_names
-        self.hashtag_names = source.hashtag_names
-        self.has_tags = source.has_tags
-        self.fingerprint = source.fingerprint
-        self.describe = source.describe
+    def __init__(self, source: fields.Source, cache: str):
+        super().__init__(source)
 
-    def __len__(self) -> int:
-        return len(self._records)
+        def write(half: pathlib.Path) -> None:
+            label = f"decoding {len(source):,} images into {half.parent}"
+            _write(half, source.fields, len(source), lambda index: _decoded(source[index]), label)
+
+        folder = made_once("decoded", source.fingerprint, cache, write)
+        self._columns = {name: _Column(folder / name, field, len(source)) for name, field in source.fields.items()}
 
     def __getitem__(self, index: int) -> dict:
-        start, height, width, fields = self._records[index]
-        data = np.asarray(self._pixels[start : start + _length(height, width)])
-        record = {**fields, "image": data.reshape(height, width, 3) if height else data.tobytes()}
-        if self.hashtag_names:
-            record["hashtags"] = np.array(fields["hashtags"], np.int32)
-        if self.has_tags:
-            record["tags"] = tuple(fields["tags"])
-        return record
+        return {name: column[index] for name, column in self._columns.items()}
 
-    def labels(self) -> np.ndarray:
-        if not self.class_names:
-            raise UserError("data.name: the dataset has no labels")
-        return np.array([fields["label"] for *_, fields in self._records], np.int32)
+    def column(self, name: str) -> Iterator:
+        return iter(self._columns[name])
 
-    def hashtags(self) -> Iterator[np.ndarray]:
-        return (np.array(fields["hashtags"], np.int32) for *_, fields in self._records)
 
-    def tags(self) -> Iterator[tuple[str, ...]]:
-        return (tuple(fields["tags"]) for *_, fields in self._records)
+def column(source: fields.Source, name: str, cache: str, read: Callable[[int], Any]) -> Iterator:
+    """The values of one field of all records in order, read once for a dataset and kept on disk from then on.
+
+    Args:
+      source: the records.
+      name: of the field.
+      cache: folder of caches; empty: the user's.
+      read: gives the value of a record by its index.
+
+    Raises:
+      UserError: the cache cannot be written, or was damaged.
+    """
+    field, records = source.fields[name], len(source)
+
+    def write(half: pathlib.Path) -> None:
+        label = f"reading the {name} of {records:,} records"
+        _write(half, {name: field}, records, lambda index: {name: read(index)}, label)
+
+    folder = made_once("columns", f"{source.fingerprint}.{name}", cache, write)
+    return iter(_Column(folder / name, field, records))
+
+
+class _Column:
+    """The values of one field, mapped into memory from files that `_write` made.
+
+    Args:
+      folder: of the files.
+      field: kind of the values.
+      records: number of values.
+
+    Raises:
+      UserError: the files are damaged.
+    """
+
+    def __init__(self, folder: pathlib.Path, field: fields.Field, records: int):
+        self._field = field
+        try:
+            self._ends, self._values = _mapped(folder / _ENDS, "<i8"), _mapped(folder / _VALUES, "u1")
+            whole = len(self._ends) == records and len(self._values) == (self._ends[-1] if records else 0)
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(f"data.cache_dir: {folder.parent} is damaged; remove it, and the next run writes it again")
+
+    def __getitem__(self, index: int):
+        start = self._ends[index - 1] if index else 0
+        return self._field.decode(self._values[start : self._ends[index]])
+
+    def __iter__(self) -> Iterator:
+        start = 0
+        for first in range(0, len(self._ends), _ENDS_AT_A_TIME):
+            for end in self._ends[first : first + _ENDS_AT_A_TIME].tolist():
+                yield self._field.decode(self._values[start:end])
+                start = end
 
 
 def made_once(kind: str, fingerprint: str, cache: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
@@ -146,22 +170,25 @@ def _decoded(record: dict) -> dict:
     return record
 
 
-def _length(height: int, width: int) -> int:
-    """Bytes of an image of this size; of a file that cannot be decoded, height 0, the width says it."""
-    return 3 * height * width if height else width
+def _write(folder: pathlib.Path, kinds: Mapping, records: int, read: Callable[[int], dict], label: str) -> None:
+    """Writes each field of all records into a folder of its own: the values one after another, and where each ends."""
+    with contextlib.ExitStack() as held:
+        pool = held.enter_context(concurrent.futures.ThreadPoolExecutor())
+        files, ends = {}, dict.fromkeys(kinds, 0)
+        for name in kinds:
+            (folder / name).mkdir()
+            files[name] = [held.enter_context((folder / name / file).open("wb")) for file in (_VALUES, _ENDS)]
+        for first in progress(range(0, records, _AT_A_TIME), label, _AT_A_TIME):
+            chunk = range(first, min(first + _AT_A_TIME, records))
+            parts = [chunk[start : start + _OF_A_THREAD] for start in range(0, len(chunk), _OF_A_THREAD)]
+            for record in itertools.chain.from_iterable(pool.map(lambda part: [read(i) for i in part], parts)):
+                for name, field in kinds.items():
+                    data = field.encode(record[name])
+                    ends[name] += len(data)
+                    files[name][0].write(data)
+                    files[name][1].write(ends[name].to_bytes(8, "little"))
 
 
-def _write(source, folder: pathlib.Path) -> None:
-    rows, start = [], 0
-    label = f"decoding {len(source):,} images into {folder.parent}"
-    with (folder / _PIXELS).open("wb") as file, concurrent.futures.ThreadPoolExecutor() as pool:
-        for first in progress(range(0, len(source), _AT_A_TIME), label, _AT_A_TIME):
-            chunk = range(first, min(first + _AT_A_TIME, len(source)))
-            for record in pool.map(lambda index: _decoded(source[index]), chunk):
-                image = record["image"]
-                height, width = image.shape[:2] if isinstance(image, np.ndarray) else (0, len(image))
-                file.write(image)
-                fields = {name: np.asarray(value).tolist() for name, value in record.items() if name != "image"}
-                rows.append([start, height, width, fields])
-                start += _length(height, width)
-    (folder / _RECORDS).write_text(json.dumps(rows))
+def _mapped(path: pathlib.Path, kind: str) -> np.ndarray:
+    """A file as an array; an empty one cannot be mapped."""
+    return np.asarray(np.memmap(path, kind, "r")) if path.stat().st_size else np.zeros(0, kind)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from mae_pp_jax.data import restarts
+from mae_pp_jax.data import faults, jpeg_restarts
 
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
@@ -36,7 +36,7 @@ _LARGEST_UNIT = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # EXIF tag
 
 
-class Unreadable(Exception):
+class Unreadable(faults.Unreadable):
     """The bytes are no image, or a damaged one. The message says what is wrong with them."""
 
 
@@ -58,7 +58,7 @@ class Jpeg:
     width: int
     turned: bool
     frame: int
-    layout: restarts.Layout | None
+    layout: jpeg_restarts.Layout | None
 
     def pixels(self, reduce: int = 1) -> np.ndarray:
         """Decodes to uint8 [height, width, 3], each side divided by `reduce` (1, 2, 4 or 8) and rounded up.
@@ -95,7 +95,7 @@ class Jpeg:
 
     def _around(self, box: tuple[int, int, int, int]) -> tuple[bytearray, int, int] | None:
         """A JPEG of what is around a box, and the row and column at which it begins, where restart markers allow it."""
-        return None if self.turned or not self.layout else restarts.cut(self.data, self.layout, box)
+        return None if self.turned or not self.layout else jpeg_restarts.cut(self.data, self.layout, box)
 
     def _with_rows(self, rows: int) -> bytes:
         """The file with a header that ends the picture after `rows` rows or a few more: the decoder is done earlier.
@@ -146,7 +146,7 @@ def read_jpeg(data: bytes) -> Jpeg:
             at += 2 + length
         size = struct.unpack_from(">HH", data, frame + 5) if frame else (0, 0)
         end = data.rfind(bytes([0xFF, _END]), at)
-        layout = restarts.read_layout(data, frame, at, end, interval)
+        layout = jpeg_restarts.read_layout(data, frame, at, end, interval)
     except (IndexError, struct.error) as error:
         raise Unreadable(f"ends in its header, after {len(data):,} bytes") from error
     _check_size(*size)

@@ -1,4 +1,4 @@
-"""What becomes of records whose image cannot be read: told once each, and too many of them stop the run."""
+"""What becomes of records that cannot be read: told once each, and too many of them stop the run."""
 
 import logging
 import math
@@ -9,6 +9,10 @@ from mae_pp_jax.core.errors import RunStopped
 log = logging.getLogger(__name__)
 
 _TOLD = 100  # records named in the log; of damaged storage the rest is no news
+
+
+class Unreadable(Exception):
+    """A record is damaged. The message says what is wrong with it."""
 
 
 class Faults:
@@ -33,18 +37,18 @@ class Faults:
             more = "; further ones are counted, not named" if len(self._seen) == _TOLD else ""
         log.warning("data: %s cannot be read (%s); %s%s", place, reason, instead, more)
 
-    def check(self, unreadable: int, images: int, share: float) -> None:
-        """Stops the run if clearly more than `share` of `images` were unreadable.
+    def check(self, unreadable: int, records: int, share: float) -> None:
+        """Stops the run if clearly more than `share` of `records` were unreadable.
 
-        Chance alone gives a few more at times, the more so among few images: three standard deviations are granted.
+        Chance alone gives a few more at times, the more so among few records: three standard deviations are granted.
 
         Raises:
           RunStopped: there are more; names some.
         """
-        if unreadable > share * images + 3 * math.sqrt(share * images):
+        if unreadable > share * records + 3 * math.sqrt(share * records):
             named = ", ".join(f"{place} ({reason})" for place, reason in list(self._seen.items())[:3])
             raise RunStopped(
-                f"{unreadable:,} of {images:,} images so far could not be read, more than data.max_unreadable={share}"
+                f"{unreadable:,} of {records:,} records so far could not be read, more than data.max_unreadable={share}"
                 + (f": {named} and others" if named else "")
                 + "; the log names them; repair or remove them, or raise data.max_unreadable"
             )

@@ -4,17 +4,17 @@ import hashlib
 import json
 import os
 import pathlib
-
-import numpy as np
+from collections.abc import Iterator
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import fields
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _EVAL_NAMES = ("test", "val", "validation")  # what people call the split to evaluate on
 
 
 class FolderSource:
-    """A split of a folder of images; see `source.Source` for what a record is.
+    """A split of a folder of images; see `fields.Source`.
 
     With sub-folders `train` and `test`, `val` or `validation`, each a folder of class folders, these are the splits
     (and asking for `test` finds any of the last three). Otherwise the sub-folders of ROOT are the classes, and
@@ -24,20 +24,18 @@ class FolderSource:
     Args:
       root: the folder.
       split: the split to open.
-      unsplit_names: what the training and the held-out part are called if ROOT has no splits of its own.
+      train_split: what the training part is called if ROOT has no splits of its own; the held-out part is called
+        `test`, `val` or `validation`.
       eval_fraction: share of each class held out if ROOT has no splits of its own.
     """
 
-    hashtag_names: tuple[str, ...] = ()
-    has_tags = False
-
-    def __init__(self, root: pathlib.Path, split: str, *, unsplit_names: tuple[str, str], eval_fraction: float):
+    def __init__(self, root: pathlib.Path, split: str, train_split: str, eval_fraction: float):
         self._root, self._split = root, split
         if (root / "train").is_dir():
             files = _own_split(root, split)
         else:
-            files = _held_out_split(root, split, unsplit_names, eval_fraction)
-        self.class_names = tuple(files)
+            files = _held_out_split(root, split, train_split, eval_fraction)
+        self.fields = {"image": fields.Image(), "label": fields.Label(tuple(files))}
         self._files = [(name, size, label) for label, found in enumerate(files.values()) for name, size in found]
         self.fingerprint = hashlib.sha256(json.dumps([list(files), self._files]).encode()).hexdigest()[:16]
 
@@ -52,8 +50,10 @@ class FolderSource:
             raise UserError(f"data.name: cannot read {self.describe(index)}: {error.strerror}") from error
         return {"image": data, "label": label}
 
-    def labels(self) -> np.ndarray:
-        return np.array([label for _, _, label in self._files], np.int32)
+    def column(self, name: str) -> Iterator:
+        if name == "label":
+            return (label for _, _, label in self._files)
+        return (self[index][name] for index in range(len(self)))
 
     def describe(self, index: int) -> str:
         return str(self._root / self._files[index][0])
@@ -74,10 +74,10 @@ def _own_split(root: pathlib.Path, split: str) -> dict[str, list]:
     return files
 
 
-def _held_out_split(root: pathlib.Path, split: str, names: tuple[str, str], eval_fraction: float) -> dict[str, list]:
+def _held_out_split(root: pathlib.Path, split: str, train_split: str, eval_fraction: float) -> dict[str, list]:
     """Class → its files in the training or held-out part of a folder without splits."""
-    if split not in names:
-        have = f"{names[0]} and {names[1]}"
+    if split not in (train_split, *_EVAL_NAMES):
+        have = f"{train_split} and {_EVAL_NAMES[0]}"
         raise UserError(f"data.name: {root} has no folder 'train', so its splits are {have}, not '{split}'")
     parts = {}
     for name, files in _classes(root, root).items():
@@ -85,7 +85,7 @@ def _held_out_split(root: pathlib.Path, split: str, names: tuple[str, str], eval
             raise UserError(f"data.name: class {root / name} has one image; two are needed, to train and to evaluate")
         ranked = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
         held_out = min(max(round(len(files) * eval_fraction), 1), len(files) - 1)
-        parts[name] = sorted(ranked[:held_out] if split == names[1] else ranked[held_out:])
+        parts[name] = sorted(ranked[held_out:] if split == train_split else ranked[:held_out])
     return parts
 
 

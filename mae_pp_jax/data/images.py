@@ -14,7 +14,9 @@ import numpy as np
 from mae_pp_jax.data import decode
 
 _TRIES = 10
-CROP_DRAWS = 2 * _TRIES + 4  # numbers one crop may use; a multiple of 4 (see pipeline.py)
+CROP_DRAWS = 2 * _TRIES + 2  # numbers one crop may use
+_MOST_ENLARGED = 64  # times the pixels of a crop that may be made to cut it out
+_BESIDE = 4  # pixels around a part, more than interpolation looks at
 _REDUCTIONS = (8, 4, 2)  # that a JPEG is decoded at without loss of speed
 
 
@@ -27,41 +29,57 @@ def pixels(image: bytes | np.ndarray) -> np.ndarray:
     return image if isinstance(image, np.ndarray) else decode.decode(image)
 
 
-def center_crop(image: bytes | np.ndarray, size: int | tuple[int, int], share: float = 1.0) -> np.ndarray:
-    """Resizes to cover `size` / `share` and cuts out the centre: uint8 [height, width, 3].
+def center_crop(image: bytes | np.ndarray, size: tuple[int, int], share: float = 1.0) -> np.ndarray:
+    """Resizes an image so that it just covers `size` / `share` and cuts out the centre: uint8 [*size, 3].
 
     Decodes in full and averages areas, for evaluation and embedding.
 
     Args:
       image: a file, or uint8 [height, width, 3].
-      size: side of the result in pixels, or its (height, width).
+      size: (height, width) of the result in pixels.
       share: part of the shorter side that is kept, above 0 and at most 1; timm's crop_pct.
 
     Raises:
       decode.Unreadable: as `decode.decode`.
     """
     image = pixels(image)
-    height, width = image.shape[:2]
-    size = (size, size) if isinstance(size, int) else size
     target = [max(side, int(side / share)) for side in size]  # whole pixels downwards, as MAE's and timm's transforms
-    if [height, width] == target == list(size):
+    if image.shape[:2] == tuple(target) == size:
         return image
-    to, side = max(zip(target, (height, width)), key=lambda pair: pair[0] / pair[1])  # the side that must grow most
-    height, width = (max(t, round(s * to / side)) for t, s in zip(target, (height, width)))
-    image = _resize(image, height, width)
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    height, width = image.shape[:2]
+    # The side that is shorter for what is wanted decides.
+    to, short = (target[0], height) if target[0] * width >= target[1] * height else (target[1], width)
+    resized = [max(least, round(side * to / short)) for side, least in zip((height, width), target)]
+    if to > short and math.prod(resized) > _MOST_ENLARGED * math.prod(size):
+        return _enlarged_centre(image, size, to / short)
+    image = _resize(image, *resized)
+    top, left = ((side - wanted) // 2 for side, wanted in zip(resized, size))
     return image[top : top + size[0], left : left + size[1]]
 
 
-def squeeze(image: bytes | np.ndarray, size: int) -> np.ndarray:
-    """Resizes a file or uint8 [height, width, 3] to uint8 [size, size, 3] whatever its shape; as `center_crop` else."""
-    return _resize(pixels(image), size, size)
+def _enlarged_centre(image: np.ndarray, size: tuple[int, int], factor: float) -> np.ndarray:
+    """The centre of an image, enlarged by a factor, [*size, 3]; nothing beside it is enlarged."""
+    box, cut = [], []
+    for side, wanted in zip(image.shape, size):
+        start = max(0, math.floor((side - wanted / factor) / 2) - _BESIDE)
+        cut.append(slice(start, side - start))
+        box.append((side - wanted / factor) / 2 - start)
+    return _resize_part(image[*cut], (*box, *(wanted / factor for wanted in size)), size, cv2.INTER_CUBIC)
+
+
+def squeeze(image: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a file or uint8 [height, width, 3] to uint8 [*size, 3] whatever its shape; as `center_crop` else."""
+    return _resize(pixels(image), *size)
 
 
 def random_resized_crop(
-    image: bytes | np.ndarray, size: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+    image: bytes | np.ndarray,
+    size: tuple[int, int],
+    draws: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> np.ndarray:
-    """Cuts out a random part and resizes it to [size, size, 3].
+    """Cuts out a random part and resizes it to [*size, 3].
 
     Area uniform in `scale` of the image's, aspect ratio log-uniform in `ratio`; ten tries to fit it into the image,
     then the centre, as torchvision's RandomResizedCrop does. Resized bilinearly, after halving as long as both sides
@@ -69,15 +87,15 @@ def random_resized_crop(
 
     Args:
       image: a file, or uint8 [height, width, 3].
-      size: side of the result in pixels.
-      draws: [CROP_DRAWS], uniform in [0, 1).
+      size: (height, width) of the result in pixels.
+      draws: [CROP_DRAWS] or more, uniform in [0, 1).
       scale: smallest and largest share of the area.
       ratio: smallest and largest width / height.
     """
     if isinstance(image, bytes) and decode.is_jpeg(image):
         jpeg = decode.read_jpeg(image)
         box = random_box(jpeg.height, jpeg.width, draws, scale, ratio)
-        reduce = next((r for r in _REDUCTIONS if min(box[2:]) >= r * size), 1)
+        reduce = next((r for r in _REDUCTIONS if box[2] >= r * size[0] and box[3] >= r * size[1]), 1)
         if reduce > 1:
             return _resize_part(*jpeg.reduced_part(*box, reduce), size)
         part = jpeg.part(*box)
@@ -85,7 +103,7 @@ def random_resized_crop(
         image = pixels(image)
         top, left, height, width = random_box(*image.shape[:2], draws, scale, ratio)
         part = image[top : top + height, left : left + width]
-    return _resize_fast(part, size, size)
+    return _resize_fast(part, *size)
 
 
 def random_box(
@@ -105,19 +123,19 @@ def random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def shift_crop(image: bytes | np.ndarray, size: int, draws: np.ndarray, shift: int) -> np.ndarray:
-    """The centre crop of side `size`, moved by up to `shift` pixels each way with zeros coming in.
+def shift_crop(image: bytes | np.ndarray, size: tuple[int, int], draws: np.ndarray, shift: int) -> np.ndarray:
+    """The centre crop of `size`, moved by up to `shift` pixels each way with zeros coming in.
 
     Args:
       image: a file, or uint8 [height, width, 3].
-      size: side of the result in pixels.
-      draws: [CROP_DRAWS], uniform in [0, 1).
+      size: (height, width) of the result in pixels.
+      draws: [CROP_DRAWS] or more, uniform in [0, 1).
       shift: largest move in pixels; each whole number from -shift to shift is equally likely.
     """
     image = center_crop(image, size)
     padded = cv2.copyMakeBorder(image, shift, shift, shift, shift, cv2.BORDER_CONSTANT)
     top, left = int(draws[0] * (2 * shift + 1)), int(draws[1] * (2 * shift + 1))
-    return padded[top : top + size, left : left + size]
+    return padded[top : top + size[0], left : left + size[1]]
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -142,10 +160,12 @@ def _resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _resize_part(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Cuts out (top, left, height, width), which need not be whole pixels, and resizes bilinearly: [size, size, 3]."""
+def _resize_part(
+    image: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], method: int = cv2.INTER_LINEAR
+) -> np.ndarray:
+    """Cuts out (top, left, height, width), which need not be whole pixels, and interpolates it to [*size, 3]."""
     top, left, height, width = box
-    y, x = height / size, width / size
+    y, x = height / size[0], width / size[1]
     inverse = np.array([[x, 0, left + (x - 1) / 2], [0, y, top + (y - 1) / 2]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, inverse, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    flags = method | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, inverse, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -3,97 +3,109 @@
 They are mixed by index, before anything is read: 35 datasets cost one pool of readers and one queue, not 35.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import fields, orders
+
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
 
 
 def parse(name: str) -> dict[str, float] | None:
     """Dataset → weight, if a name is that of a mixture (`imagenet2012=0.7,/photos=0.3`), else None.
 
     Raises:
-      UserError: a part has no weight or one that is not above 0, or a dataset stands twice.
+      UserError: a part has no weight, one that is not above 0, or one so small that it would never be read; or a
+        dataset stands twice.
     """
     if "=" not in name:
         return None
     parts = {}
     for text in name.split(","):
         part, _, weight = text.strip().rpartition("=")
-        if not part or not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", weight) or float(weight) <= 0:
-            raise UserError(f"data.name: '{text}' in a mixture must be NAME=WEIGHT with a weight above 0")
+        number = float(weight) if re.fullmatch(_NUMBER, weight) else 0.0
+        if not part or not 0 < number < math.inf:
+            raise UserError(f"data.name: '{text}' in a mixture must be NAME=WEIGHT with a weight above 0, such as 0.3")
         if part in parts:
             raise UserError(f"data.name: {part} stands twice in the mixture; give it one weight")
-        parts[part] = float(weight)
+        parts[part] = number
+    total = sum(parts.values())
+    if not total < math.inf:
+        raise UserError(f"data.name: the weights of '{name}' are too large; they need only be right beside each other")
+    for (part, weight), share in zip(parts.items(), orders.shares(list(parts.values()))):
+        if not share:
+            least = (total - weight) / (orders.MIXED_AT_ONCE - 1)  # one of these positions
+            raise UserError(
+                f"data.name: with the weight {weight:g} of a sum of {total:g}, {part} would never be read; give it at "
+                f"least {least * 1.01:.2g}, or leave it out"
+            )
     return parts
 
 
-class Renumbered:
-    """A source with its classes and hashtags numbered as in other lists of names; those not in them are left out.
+class Renumbered(fields.Wrapper):
+    """A source with the numbers of some fields standing for other lists of names; what is not in these is left out.
 
-    A record whose class is not in the list has label -1. An empty list drops the field.
+    A record whose class is not in the list has label -1.
+
+    Args:
+      source: the other source.
+      names: field → the names that its numbers stand for from here on; a field without any is dropped.
     """
 
-    has_tags = False
-
-    def __init__(self, source, class_names: Sequence[str], hashtag_names: Sequence[str]):
-        self._source = source
-        self.class_names, self.hashtag_names = tuple(class_names), tuple(hashtag_names)
-        self._classes = _numbers(source.class_names, class_names)
-        self._hashtags = _numbers(source.hashtag_names, hashtag_names)
-        parts = json.dumps([source.fingerprint, class_names, hashtag_names])
-        self.fingerprint = hashlib.sha256(parts.encode()).hexdigest()[:16]
-        self.describe = source.describe
-
-    def __len__(self) -> int:
-        return len(self._source)
+    def __init__(self, source: fields.Source, names: Mapping[str, Sequence[str]]):
+        identity = json.dumps([source.fingerprint, list(names.get("label", ())), list(names.get("hashtags", ()))])
+        super().__init__(source, fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16])
+        self._numbers = {}
+        for name in self.fields.keys() & names.keys():
+            field = self.fields.pop(name)
+            if names[name] and fields.names(source, name):
+                self.fields[name] = dataclasses.replace(field, names=tuple(names[name]))
+                self._numbers[name] = _numbers(field.names, names[name])
 
     def __getitem__(self, index: int) -> dict:
         record = self._source[index]
-        out = {"image": record["image"]}
-        if self.class_names:
-            out["label"] = int(self._classes[record["label"]])  # -1, unknown, takes the last entry, which is -1
-        if self.hashtag_names:
-            out["hashtags"] = self._known(record["hashtags"])
-        return out
+        return {name: self._renumbered(name, record[name]) for name in self.fields}
 
-    def labels(self) -> np.ndarray:
-        return self._classes[self._source.labels()]
+    def column(self, name: str) -> Iterator:
+        return (self._renumbered(name, value) for value in self._source.column(name))
 
-    def hashtags(self) -> Iterator[np.ndarray]:
-        return map(self._known, self._source.hashtags())
-
-    def _known(self, hashtags: np.ndarray) -> np.ndarray:
-        numbers = self._hashtags[hashtags]
-        return numbers[numbers >= 0]
+    def _renumbered(self, name: str, value):
+        if name not in self._numbers:
+            return value
+        numbers = self._numbers[name][value]  # -1, unknown, takes the last entry, which is -1
+        return numbers[numbers >= 0] if isinstance(value, np.ndarray) else int(numbers)
 
 
 class Mixture:
     """The records of several sources one after another; `orders.Mixed` says how often each comes.
 
-    Classes and hashtags are those of all parts, by name; a mixture has them only if every part has.
+    It has the fields that every part has. Names, such as those of classes and hashtags, are those of all parts.
 
     Args:
       parts: the sources.
       weights: of each.
 
     Attributes:
-      parts: the sources, classes and hashtags numbered as in the mixture.
+      parts: the sources, with the fields of the mixture, numbered as in it.
       weights: of each.
     """
 
-    has_tags = False
-
-    def __init__(self, parts: Sequence, weights: Sequence[float]):
+    def __init__(self, parts: Sequence[fields.Source], weights: Sequence[float]):
         self.weights = tuple(weights)
-        self.class_names = _union([part.class_names for part in parts])
-        self.hashtag_names = _union([part.hashtag_names for part in parts])
-        self.parts = [Renumbered(part, self.class_names, self.hashtag_names) for part in parts]
+        kinds = [{name: type(field) for name, field in part.fields.items()} for part in parts]
+        common = {name for name, kind in kinds[0].items() if all(other.get(name) is kind for other in kinds)}
+        named = {name: _union([fields.names(part, name) for part in parts]) for part in parts for name in part.fields}
+        renamed = {name: names for name, names in named.items() if names or name not in common}
+        self.parts = [Renumbered(part, renamed) for part in parts]
+        self.fields = self.parts[0].fields
         self._ends = np.cumsum([len(part) for part in parts])
         identity = json.dumps([[part.fingerprint for part in self.parts], self.weights])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -105,11 +117,8 @@ class Mixture:
         part, within = self._find(index)
         return part[within]
 
-    def labels(self) -> np.ndarray:
-        return np.concatenate([part.labels() for part in self.parts])
-
-    def hashtags(self) -> Iterator[np.ndarray]:
-        return itertools.chain.from_iterable(part.hashtags() for part in self.parts)
+    def column(self, name: str) -> Iterator:
+        return itertools.chain.from_iterable(part.column(name) for part in self.parts)
 
     def describe(self, index: int) -> str:
         part, within = self._find(index)

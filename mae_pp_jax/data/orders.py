@@ -17,7 +17,7 @@ _UNIT = 2**24  # in which repeat factors are counted; 5 billion images of them s
 _BLOCK = 256  # records whose sum is kept: 94 MB for 3 billion
 _BLOCKS_AT_ONCE = 16384
 _POINTS_AT_ONCE = 4096
-_MIXED_AT_ONCE = 2**16
+MIXED_AT_ONCE = 2**16  # positions over which the shares of a mixture are exact
 
 
 class Order(Protocol):
@@ -117,16 +117,15 @@ class Mixed:
         self.length = sum(part.length for part in parts)
         self._parts, self._key = parts, (seed, MIX, 0)
         self._first = np.cumsum([0, *records])
-        exact = np.asarray(weights, np.float64) / np.sum(weights) * _MIXED_AT_ONCE
-        self._shares = np.diff(np.round(np.cumsum([0, *exact])).astype(np.int64))
+        self._shares = shares(weights)
         self._layout = functools.lru_cache(maxsize=4)(self._lay_out)  # the readers are at work on one or two rounds
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         out = np.empty(len(positions), np.int64)
-        rounds = positions // _MIXED_AT_ONCE
+        rounds = positions // MIXED_AT_ONCE
         for number in np.unique(rounds).tolist():
             in_round = rounds == number
-            parts, ranks = (table[positions[in_round] - number * _MIXED_AT_ONCE] for table in self._layout(number))
+            parts, ranks = (table[positions[in_round] - number * MIXED_AT_ONCE] for table in self._layout(number))
             records = np.empty(len(parts), np.int64)
             for index in np.unique(parts).tolist():
                 here = parts == index
@@ -139,10 +138,16 @@ class Mixed:
         sorted_parts = np.repeat(np.arange(len(self._shares)), self._shares)
         rng = np.random.default_rng(_words(*self._key, number))
         parts = rng.permutation(sorted_parts)
-        ranks = np.empty(_MIXED_AT_ONCE, np.int64)
+        ranks = np.empty(MIXED_AT_ONCE, np.int64)
         starts = np.cumsum(self._shares) - self._shares
-        ranks[np.argsort(parts, kind="stable")] = np.arange(_MIXED_AT_ONCE) - starts[sorted_parts]
+        ranks[np.argsort(parts, kind="stable")] = np.arange(MIXED_AT_ONCE) - starts[sorted_parts]
         return parts, ranks
+
+
+def shares(weights: Sequence[float]) -> np.ndarray:
+    """How many of every 65,536 positions each stream of a mixture has, by its weight: int64 [streams]."""
+    exact = np.asarray(weights, np.float64) / np.sum(weights) * MIXED_AT_ONCE
+    return np.diff(np.round(np.cumsum([0, *exact])).astype(np.int64))
 
 
 def _words(seed: int, purpose: int, stream: int, number: int) -> np.random.SeedSequence:

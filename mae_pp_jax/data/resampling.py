@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, orders
+from mae_pp_jax.data import caching, fields, orders
 
 log = logging.getLogger(__name__)
 _CHUNK = 2**20  # records whose hashtags are held as lists at a time
@@ -48,7 +48,7 @@ def resampled(source, form: str, threshold: float, length: float, seed: int, cac
     Raises:
       UserError: the source has no hashtags, or the cache cannot be written.
     """
-    if not source.hashtag_names:
+    if not fields.names(source, "hashtags"):
         raise UserError("data.resample: needs a dataset with hashtags; use data.resample=none")
     statistics = tag_statistics(source, cache)
     factors = repeat_factors(statistics, form, threshold, length)
@@ -101,11 +101,11 @@ def tag_statistics(source, cache: str = "") -> TagStatistics:
 
 def _count(source, folder: pathlib.Path) -> None:
     """Writes counts.npy and rarest.npy; the hashtags stand in a file meanwhile, so that they need not fit in memory."""
-    hashtags, records = len(source.hashtag_names), len(source)
+    hashtags, records = len(fields.names(source, "hashtags")), len(source)
     counts = np.zeros(hashtags, np.int64)
     lengths = []
     with tempfile.TemporaryFile(dir=folder) as file:
-        stream = source.hashtags()
+        stream = source.column("hashtags")
         for start in caching.progress(
             range(0, records, _CHUNK), f"counting the hashtags of {records:,} records", _CHUNK
         ):

@@ -1,4 +1,4 @@
-"""Where records come from: TFDS datasets and folders of images, behind one small random-access interface."""
+"""Where records come from: TFDS datasets and folders of images, and what is made of them before they are read."""
 
 import dataclasses
 import difflib
@@ -6,13 +6,13 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, folder, hashtags, mixture, orders, resampling, tfds_store
+from mae_pp_jax.data import caching, fields, folder, mixture, orders, resampling, simulated_hashtags, tfds_store
+from mae_pp_jax.data.fields import Source, Wrapper
 from mae_pp_jax.data.vocabulary import Vocabulary
 
 _SIMULATION_SEED = 0
@@ -28,21 +28,15 @@ class DataConfig:
     )
     data_dir: str = key("", "where TFDS keeps its datasets; empty: TFDS's default", restart=True)
     train_split: str = key("train", "split to train on, in TFDS's syntax (train[:90%])")
-    eval_name: str = key("", "dataset to evaluate on, numbered as the training data; empty: data.name")
-    eval_split: str = key("test", "split to evaluate on")
     eval_fraction: float = key(0.2, "share of each class held out, for a folder without splits", low=0.0, high=1.0)
-    image_size: int = key(224, "side of the square images in pixels", low=1)
-    crop: str = key("random_resized", "how training images are cropped", choices=("random_resized", "shift", "none"))
+    image_size: int | tuple[int, ...] = key(224, "side of square images in pixels, or HEIGHT,WIDTH", low=1)
+    crop: str = key(
+        "random_resized",
+        "how training images are cropped; none: as the images of the first evaluation set",
+        choices=("random_resized", "shift", "none"),
+    )
     crop_scale: tuple[float, ...] = key((0.2, 1.0), "random_resized: smallest and largest share of the image's area")
     crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")
-    eval_crop: str = key(
-        "center",
-        "how evaluation images become square: their centre, or squeezed whole as the finetuned MAWS models expect",
-        choices=("center", "squeeze"),
-    )
-    eval_share: float = key(
-        1.0, "center: share of the shorter side that is kept; MAE and timm at 224 pixels: 0.875", low=0.01, high=1.0
-    )
     shift: int = key(1, "shift: largest move in pixels, zeros come in", low=0)
     flip: bool = key(True, "mirror half of the training images, on the device")
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")
@@ -54,7 +48,12 @@ class DataConfig:
         "images without a hashtag of the vocabulary: keep (no part in the WSP loss, counted) or skip (never read)",
         choices=("keep", "skip"),
     )
-    max_tags: int = key(16, "hashtags kept an image (the first ones), which fixes the shape of a batch", low=1)
+    max_tags: int = key(
+        16,
+        "hashtags kept per image, which fixes the shape of a batch; of more, the rarest where data.resample counts "
+        "them, else drawn anew each time",
+        low=1,
+    )
     resample: str = key("none", "show images with rare hashtags more often", choices=("none", "sqrt", "swag"))
     resample_t: float = key(0.001, "sqrt: share of images under which a hashtag is rare", low=0.0, high=1.0)
     resample_length: float = key(1.0, "swag: positions of a pass over images of the dataset", low=0.0)
@@ -74,51 +73,22 @@ class DataConfig:
     max_unreadable: float = key(0.1, "share of unreadable images above which the run stops", low=0.0, high=1.0)
     prefetch: int = key(2, "batches prepared ahead", low=1, restart=True)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+
     def __post_init__(self):
-        for name, length in (("crop_scale", 2), ("crop_ratio", 2), ("mean", 3), ("std", 3)):
+        lengths = dict(crop_scale=2, crop_ratio=2, mean=3, std=3)
+        if not isinstance(self.image_size, int):
+            lengths["image_size"] = 2
+        for name, length in lengths.items():
             if len(getattr(self, name)) != length:
                 raise UserError(f"data.{name}: must be {length} numbers, got {getattr(self, name)}")
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"data.{name}: must be two rising numbers above 0, got {getattr(self, name)}")
-
-
-class Source(Protocol):
-    """Records by index. `source[i]` is a dict of
-
-    - `image`: the bytes of an image file, or uint8 [height, width, 3], RGB, of any size (`images.pixels` takes both);
-    - `label`: int, if the dataset has labels;
-    - `hashtags`: int32 [tags], ids into `hashtag_names`, if the dataset has a vocabulary of hashtags;
-    - `tags`: its hashtags as people wrote them, if the dataset stores text.
-
-    Attributes:
-      class_names: name of each class; empty without labels.
-      hashtag_names: the vocabulary of hashtags; empty without one.
-      has_tags: whether hashtags are stored as text.
-      fingerprint: a short hash of which records these are.
-    """
-
-    class_names: tuple[str, ...]
-    hashtag_names: tuple[str, ...]
-    has_tags: bool
-    fingerprint: str
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict: ...
-
-    def labels(self) -> np.ndarray:
-        """The classes of all records, int32 [records], without decoding an image."""
-
-    def hashtags(self) -> Iterator[np.ndarray]:
-        """The hashtag ids of all records in order, without decoding an image; if there are `hashtag_names`."""
-
-    def tags(self) -> Iterator[tuple[str, ...]]:
-        """The hashtags of all records as text, in order, without decoding an image; if `has_tags`."""
-
-    def describe(self, index: int) -> str:
-        """Where a record comes from, for messages to people."""
 
 
 def open_source(config: DataConfig, split: str) -> Source:
@@ -132,7 +102,7 @@ def open_source(config: DataConfig, split: str) -> Source:
         return mixture.Mixture(sources, list(parts.values()))
     path = pathlib.Path(config.name).expanduser()
     if tfds_store.prepared_folder(config.name):
-        source = tfds_store.TfdsSource(config.name, config.data_dir, split)
+        source = tfds_store.TfdsSource(config.name, config.data_dir, split, config.cache_dir)
     elif "://" in config.name:
         raise UserError(f"data.name: no prepared dataset (dataset_info.json) at {config.name}, or it cannot be reached")
     elif path.is_dir():
@@ -141,14 +111,13 @@ def open_source(config: DataConfig, split: str) -> Source:
                 f"data.name: '{config.name}' is a folder here and a dataset of TFDS; write ./{config.name} for the folder, "
                 f"{config.name}:*.*.* for the dataset"
             )
-        names = (config.train_split, config.eval_split)
-        source = folder.FolderSource(path, split, unsplit_names=names, eval_fraction=config.eval_fraction)
+        source = folder.FolderSource(path, split, config.train_split, config.eval_fraction)
     elif config.name.startswith(("/", ".", "~")):
         near = difflib.get_close_matches(path.name, _folders(path.parent), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else f" in {_nearest_parent(path)}"
         raise UserError(f"data.name: no folder {path}{hint}")
     else:
-        source = tfds_store.TfdsSource(config.name, config.data_dir, split)
+        source = tfds_store.TfdsSource(config.name, config.data_dir, split, config.cache_dir)
     if config.cache == "disk":
         source = caching.OnDisk(source, config.cache_dir)
     if config.hashtags == "simulated":
@@ -160,25 +129,20 @@ def open_source(config: DataConfig, split: str) -> Source:
     return caching.InMemory(source) if config.cache == "ram" else source
 
 
-def open_eval_source(config: DataConfig, train: Source) -> Source:
-    """Opens the evaluation split, with classes and hashtags numbered as in the training data."""
-    source = open_source(dataclasses.replace(config, name=config.eval_name or config.name), config.eval_split)
-    names = (train.class_names, train.hashtag_names)
-    if (source.class_names, source.hashtag_names) == names:
-        return source
-    for kind, known, have in zip(("classes", "hashtags"), names, (source.class_names, source.hashtag_names)):
-        if known and not set(known) & set(have):
-            name = config.eval_name or config.name
-            raise UserError(f"data.eval_name: {name} has none of the {kind} of the training data")
-    return mixture.Renumbered(source, *names)
-
-
 def training_order(source: Source, config: DataConfig, seed: int) -> orders.Order:
     """Which record stands at each position of the training stream, resampled and mixed as configured."""
     if isinstance(source, mixture.Mixture):
         parts = [_order(part, config, seed, stream) for stream, part in enumerate(source.parts)]
         return orders.Mixed(parts, [len(part) for part in source.parts], source.weights, seed)
     return _order(source, config, seed, 0)
+
+
+def tag_counts(source: Source, config: DataConfig) -> np.ndarray | None:
+    """The records that carry each hashtag, int64 [hashtags], where resampling has counted them."""
+    if config.resample == "none":
+        return None
+    parts = source.parts if isinstance(source, mixture.Mixture) else [source]
+    return sum(resampling.tag_statistics(part, config.cache_dir).counts for part in parts)
 
 
 def _order(source: Source, config: DataConfig, seed: int, stream: int) -> orders.Order:
@@ -189,16 +153,12 @@ def _order(source: Source, config: DataConfig, seed: int, stream: int) -> orders
     )
 
 
-class Subset:
+class Subset(Wrapper):
     """The chosen records of another source, in the order of `indices` (int [records])."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self._source = source
         self._indices = np.asarray(indices, np.int64)
-        self.class_names = source.class_names
-        self.hashtag_names = source.hashtag_names
-        self.has_tags = source.has_tags
-        self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
+        super().__init__(source, fingerprint=digest(source.fingerprint, self._indices.tobytes()))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -206,75 +166,50 @@ class Subset:
     def __getitem__(self, index: int) -> dict:
         return self._source[int(self._indices[index])]
 
-    def labels(self) -> np.ndarray:
-        return self._source.labels()[self._indices]
-
-    def hashtags(self) -> Iterator[np.ndarray]:
-        found = list(self._source.hashtags())
-        return (found[i] for i in self._indices)
-
-    def tags(self) -> Iterator[tuple[str, ...]]:
-        found = list(self._source.tags())
+    def column(self, name: str) -> Iterator:
+        found = list(self._source.column(name))
         return (found[i] for i in self._indices)
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._indices[index]))
 
 
-class SimulatedHashtags:
-    """A labelled source with hashtags drawn by `hashtags.simulate` in place of any of its own."""
-
-    has_tags = False
+class SimulatedHashtags(Wrapper):
+    """A labelled source with hashtags drawn by `simulated_hashtags.simulate` in place of any of its own."""
 
     def __init__(self, source: Source):
-        if not source.class_names:
+        classes = fields.names(source, "label")
+        if not classes:
             raise UserError("data.hashtags: 'simulated' needs a dataset with labels, and this one has none")
-        self._source = source
-        self._tags, self.hashtag_names = hashtags.simulate(source.labels(), source.class_names, seed=_SIMULATION_SEED)
-        self.class_names = source.class_names
-        self.fingerprint = digest(source.fingerprint, *(tags.tobytes() for tags in self._tags))
-        self.labels = source.labels
-        self.describe = source.describe
-
-    def __len__(self) -> int:
-        return len(self._tags)
+        self._tags, names = simulated_hashtags.simulate(fields.labels(source), classes, seed=_SIMULATION_SEED)
+        fingerprint = digest(source.fingerprint, *(tags.tobytes() for tags in self._tags))
+        super().__init__(source, {"hashtags": fields.Ids(names)}, fingerprint)
 
     def __getitem__(self, index: int) -> dict:
         return self._source[index] | {"hashtags": self._tags[index]}
 
-    def hashtags(self) -> Iterator[np.ndarray]:
-        return iter(self._tags)
+    def column(self, name: str) -> Iterator:
+        return iter(self._tags) if name == "hashtags" else super().column(name)
 
 
-class InVocabulary:
+class InVocabulary(Wrapper):
     """A source with its hashtags mapped to the classes of a vocabulary; the others are dropped."""
 
-    has_tags = False
-
     def __init__(self, source: Source, vocabulary: Vocabulary):
-        if not (source.has_tags or source.hashtag_names):
+        if "hashtags" not in source.fields:
             raise UserError(
                 "data.vocabulary: the dataset has no hashtags; leave it empty or use a dataset with hashtags"
             )
-        self._source, self._vocabulary = source, vocabulary
-        self.class_names, self.hashtag_names = source.class_names, vocabulary.names
-        self.fingerprint = digest(source.fingerprint, vocabulary.fingerprint)
-        self.labels = source.labels
-        self.describe = source.describe
-
-    def __len__(self) -> int:
-        return len(self._source)
+        self._vocabulary, self._names = vocabulary, fields.names(source, "hashtags")
+        fingerprint = digest(source.fingerprint, vocabulary.fingerprint)
+        super().__init__(source, {"hashtags": fields.Ids(vocabulary.names)}, fingerprint)
 
     def __getitem__(self, index: int) -> dict:
-        record = dict(self._source[index])
-        tags = record.pop("tags") if self._source.has_tags else self._names(record["hashtags"])
-        return record | {"hashtags": self._vocabulary.ids(tags)}
+        record = self._source[index]
+        return record | {"hashtags": self._vocabulary.ids(_as_texts(record["hashtags"], self._names))}
 
-    def hashtags(self) -> Iterator[np.ndarray]:
-        return map(self._vocabulary.ids, texts(self._source))
-
-    def _names(self, ids: np.ndarray) -> tuple[str, ...]:
-        return tuple(self._source.hashtag_names[i] for i in ids)
+    def column(self, name: str) -> Iterator:
+        return map(self._vocabulary.ids, texts(self._source)) if name == "hashtags" else super().column(name)
 
 
 def texts(source: Source) -> Iterator[tuple[str, ...]]:
@@ -283,11 +218,15 @@ def texts(source: Source) -> Iterator[tuple[str, ...]]:
     Raises:
       UserError: the source has no hashtags.
     """
-    if source.has_tags:
-        return source.tags()
-    if not source.hashtag_names:
+    if "hashtags" not in source.fields:
         raise UserError("data.name: the dataset has no hashtags; build one with hashtags or captions by `data build`")
-    return (tuple(source.hashtag_names[i] for i in ids) for ids in source.hashtags())
+    names = fields.names(source, "hashtags")
+    return (_as_texts(value, names) for value in source.column("hashtags"))
+
+
+def _as_texts(value, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Hashtags as text: they are, or are indices into `names`."""
+    return tuple(names[i] for i in value) if names else value
 
 
 def tagged_indices(source: Source) -> np.ndarray:
@@ -296,9 +235,9 @@ def tagged_indices(source: Source) -> np.ndarray:
     Raises:
       UserError: the source has no vocabulary of hashtags, or no record carries one.
     """
-    if not source.hashtag_names:
+    if not fields.names(source, "hashtags"):
         raise UserError("data.untagged: 'skip' needs hashtags; set data.vocabulary or data.hashtags, or use 'keep'")
-    tagged = np.flatnonzero([len(ids) > 0 for ids in source.hashtags()])
+    tagged = np.flatnonzero([len(ids) > 0 for ids in source.column("hashtags")])
     if not len(tagged):
         raise UserError("data.untagged: no image carries a hashtag of the vocabulary; was it made from this dataset?")
     return tagged

@@ -66,12 +66,11 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
         model=model,
         data=dict(
             name="imagenet2012",
-            eval_split="validation",
             image_size=image_size or own,
             mean=list(mean),
             std=list(std),
-            **_evaluation_crop(file, match, image_size or own),
         ),
+        evals=dict(test=dict(split="validation", **_evaluation_crop(file, match, image_size or own))),
     )
     if out["stage"] == "classify":
         out["declared"] = dict(classes=sizes["C"])
@@ -109,7 +108,7 @@ def pixel_statistics(file: WeightFile, match: Match) -> tuple:
 
 
 def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:
-    """How the publisher of a finetuned model makes evaluation images square, as keys of `data`.
+    """How the publisher of a finetuned model makes evaluation images square, as keys of `evals.test`.
 
     Sources: maws eval_finetuned.py, facebookresearch/mae util/datasets.py, transformers' ViTImageProcessor, timm's
     pretrained_cfg.
@@ -117,12 +116,12 @@ def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:
     if "head" not in match.groups:
         return {}
     if match.format.name in ("maws", "huggingface"):
-        return {"eval_crop": "squeeze"}
+        return {"crop": "squeeze"}
     if match.format.name == "mae":
-        return {"eval_share": 0.875 if side <= 224 else 1.0}
+        return {"share": 0.875 if side <= 224 else 1.0}
     timm = file.settings.get("pretrained_cfg", {})
     if isinstance(timm, Mapping) and isinstance(share := timm.get("crop_pct"), float) and 0.01 <= share <= 1:
-        return {"eval_share": share}
+        return {"share": share}
     return {}
 
 

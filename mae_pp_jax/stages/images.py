@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import jax
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.config import key, named, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, Rules
 from mae_pp_jax.core.stage import Stage, StageConfig
-from mae_pp_jax.data import augment, orders, pipeline
+from mae_pp_jax.data import augment, evals, fields, images, orders, pipeline, ragged
+from mae_pp_jax.data.evals import EvalConfig
 from mae_pp_jax.data.faults import Faults
-from mae_pp_jax.data.source import DataConfig, open_eval_source, open_source, training_order
+from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
 from mae_pp_jax.models import positions, vit
 from mae_pp_jax.models.patches import height_width
 
@@ -39,6 +40,7 @@ class ImageStageConfig(StageConfig):
     """Keys of every stage on single images."""
 
     data: DataConfig = section(DataConfig)
+    evals: dict[str, EvalConfig] = named(EvalConfig, "evaluation sets, which name metrics", names=("test",))
     declared: DeclaredConfig = section(DeclaredConfig)
     model: vit.VitConfig = section(vit.VitConfig)
 
@@ -54,16 +56,25 @@ class ImageStageConfig(StageConfig):
             found["data.resample_length"] = "only data.resample=swag uses it"
         return super().unused() | found
 
+    @classmethod
+    def upgrade(cls, mapping: Mapping) -> dict:
+        """Runs of earlier versions had one evaluation set, in keys data.eval_…"""
+        data = dict(mapping.get("data", {}))
+        old = {new: data.pop(f"eval_{name}") for name, new in _ONE_SET.items() if f"eval_{name}" in data}
+        return {**mapping, "data": data, "evals": {"test": old}} if old else dict(mapping)
 
+
+_ONE_SET = {"name": "data", "split": "split", "crop": "crop", "share": "share"}  # keys data.eval_… → of the set
 # Of stages that train a head on a frozen encoder.
 FROZEN_ENCODER = {"model.drop_path": "the encoder is frozen and always runs whole"}
 
 
 class ImageStage(Stage):
-    """A stage on single images: opens the data when it is first asked for, and prepares pixels."""
+    """A stage on single images: opens the data when it is first asked for, and makes batches and pixels of it."""
 
     example: ClassVar = "image"
     config: ImageStageConfig
+    draws: ClassVar[int] = images.CROP_DRAWS + 1  # random numbers per example; the last chooses hashtags
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
@@ -72,7 +83,7 @@ class ImageStage(Stage):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the model takes."""
-        return height_width(self.config.data.image_size)
+        return self.config.data.size
 
     @functools.cached_property
     def train_source(self):
@@ -86,8 +97,16 @@ class ImageStage(Stage):
         return source
 
     @functools.cached_property
-    def eval_source(self):
-        return open_eval_source(self.config.data, self.train_source)
+    def eval_sources(self) -> dict[str, fields.Source]:
+        """The evaluation sets that are open, by name."""
+        return {}
+
+    def eval_source(self, name: str) -> fields.Source:
+        """The records of an evaluation set, numbered as the training data."""
+        if name not in self.eval_sources:
+            config = self.config.evals[name]
+            self.eval_sources[name] = evals.open_eval_source(self.config.data, config, self.train_source, name)
+        return self.eval_sources[name]
 
     @functools.cached_property
     def train_order(self) -> orders.Order:
@@ -127,61 +146,124 @@ class ImageStage(Stage):
 
     @property
     def dataset(self) -> dict:
-        data, train, test = self.config.data, self.train_source, self.eval_source
-        return dict(
-            name=data.name,
-            split=data.train_split,
-            records=len(train),
-            fingerprint=train.fingerprint,
-            eval_split=data.eval_split,
-            eval_records=len(test),
-            eval_fingerprint=test.fingerprint,
-        )
+        data = self.config.data
+        return {
+            **_identity(data.name, data.train_split, self.train_source),
+            "evals": {name: self.evaluation_set(name) for name in self.config.evals},
+        }
+
+    def evaluation_set(self, name):
+        config = self.config.evals.get(name)
+        if config is None:
+            return {}
+        return _identity(config.data or self.config.data.name, config.split, self.eval_source(name))
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        batches = self.batches_of(self.train_source, self.train_order, self.config.seed, start_step)
         wanted = self.batch_spec()
-        batches = pipeline.train_batches(
-            self.train_source,
-            self.config.data,
-            global_batch=self.config.global_batch,
-            seed=self.config.seed,
+        return ({name: batch[name] for name in wanted} for batch in batches)
+
+    def batches_of(self, source: fields.Source, order: orders.Order, seed: int, start_step: int, share: int = 1):
+        """Training batches of `source` in `order`, `global_batch` / `share` examples each; see `pipeline`."""
+        return pipeline.train_batches(
+            source,
+            order,
+            self.load,
+            self.example_spec(),
+            global_batch=self.config.global_batch // share,
+            seed=seed,
+            draws=self.draws,
             start_step=start_step,
             process_index=self.reader[0],
             process_count=self.reader[1],
-            order=self.train_order,
-            labelled="label" in wanted,
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
             faults=self.faults,
         )
-        return ({name: batch[name] for name in wanted} for batch in batches)
 
-    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the evaluation split; `mask` is 0 on padding."""
+    def eval_batches(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over an evaluation set; `mask` is 0 on padding."""
+        config = self.config.evals[name]
         return pipeline.eval_batches(
-            self.eval_source,
-            self.config.data,
+            self.eval_source(name),
+            lambda record: self.load_eval(record, config),
+            self.example_spec(),
             global_batch=self.config.global_batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
-            labelled="label" in self.targets(),
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+            max_unreadable=self.config.data.max_unreadable,
             faults=self.faults,
         )
 
+    @property
+    def eval_passes(self) -> dict[str, Callable[[], Iterator]]:
+        """Name of an evaluation set → what opens a pass over it."""
+        return {name: functools.partial(self.eval_batches, name) for name in self.config.evals}
+
+    def load(self, record: dict, draws: np.ndarray) -> dict:
+        """One training example, as `example_spec` declares it, from random numbers [draws] uniform in [0, 1).
+
+        Raises:
+          Unreadable: the image is damaged.
+          UserError: the record has no label and the stage needs one.
+        """
+        data, image = self.config.data, record["image"]
+        if data.crop == "random_resized":
+            image = images.random_resized_crop(image, data.size, draws, data.crop_scale, data.crop_ratio)
+        elif data.crop == "shift":
+            image = images.shift_crop(image, data.size, draws, data.shift)
+        else:
+            image = evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), data.size)
+        return {"image": image, **self._load_targets(record, draws[images.CROP_DRAWS])}
+
+    def load_eval(self, record: dict, config: EvalConfig) -> dict:
+        """One example of an evaluation set; as `load`, without randomness."""
+        image = evals.crop(record["image"], config, self.config.data.size)
+        return {"image": image, **self._load_targets(record, 0.5)}
+
+    def _load_targets(self, record: dict, number: float) -> dict:
+        """What the loss reads besides pixels; a number uniform in [0, 1) chooses among too many hashtags."""
+        wanted, out = self.targets(), {}
+        if "label" in wanted:
+            out["label"] = record.get("label", -1)
+            if out["label"] < 0:
+                raise UserError("has no label; choose a split in which every image has one")
+        if "hashtags" in wanted:
+            out["hashtags"], out["hashtags_cut"] = ragged.pad(
+                record["hashtags"], self.config.data.max_tags, lambda ids: self._prefer_hashtags(number, ids)
+            )
+        return out
+
+    def _prefer_hashtags(self, number: float, ids: np.ndarray) -> np.ndarray:
+        """The order of preference of hashtags: the rarest where they are counted, else drawn by `number`."""
+        return ragged.drawn(number, ids) if self._tag_counts is None else ragged.rarest(self._tag_counts, ids)
+
+    @functools.cached_property
+    def _tag_counts(self) -> np.ndarray | None:
+        return tag_counts(self.train_source, self.config.data)
+
+    def example_spec(self) -> pipeline.Spec:
+        """What `load` gives: name → (shape, dtype) in one example."""
+        return {
+            "image": ((*self.config.data.size, 3), np.uint8),
+            **{name: (shape, np.int32) for name, shape in self.targets().items()},
+        }
+
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        batch = self.config.global_batch
-        return dict(
-            image=jax.ShapeDtypeStruct((batch, *self.image_size, 3), jnp.uint8),
-            unreadable=jax.ShapeDtypeStruct((batch,), jnp.int32),
-            **{name: jax.ShapeDtypeStruct((batch, *shape), jnp.int32) for name, shape in self.targets().items()},
-        )
+        batch, example = self.config.global_batch, {**self.example_spec(), "unreadable": ((), np.int32)}
+        return {name: jax.ShapeDtypeStruct((batch, *shape), kind) for name, (shape, kind) in example.items()}
 
     def counts(self, batch):
-        return {"data/unreadable": jnp.sum(batch["unreadable"])}
+        counted = {"data/unreadable": "unreadable", "data/hashtags_cut": "hashtags_cut"}
+        return {full: jnp.sum(batch[name]) for full, name in counted.items() if name in batch}
 
     def check_counts(self, counts, examples):
         self.faults.check(counts["data/unreadable"], examples, self.config.data.max_unreadable)
 
     def targets(self) -> dict[str, tuple[int, ...]]:
-        """What the loss reads besides pixels: name in the batch → shape for one image."""
+        """What the loss reads besides pixels: name in the batch → shape of its int32 for one image."""
         return {}
 
     def describe_batch(self, step: int) -> str:
@@ -261,6 +343,15 @@ def _resize(table: np.ndarray, old: tuple, new: tuple) -> np.ndarray:
     return positions.set_class_row(table, old[1], new[1])
 
 
+def _identity(name: str, split: str, source: fields.Source) -> dict:
+    """What tells a split of a dataset from others."""
+    return dict(name=name, split=split, records=len(source), fingerprint=source.fingerprint)
+
+
 def _facts(source) -> dict[str, int]:
     """What a data source has, under the names of `config.declared`."""
-    return dict(records=len(source), classes=len(source.class_names), hashtags=len(source.hashtag_names))
+    return dict(
+        records=len(source),
+        classes=len(fields.names(source, "label")),
+        hashtags=len(fields.names(source, "hashtags")),
+    )

@@ -17,7 +17,7 @@ from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
-from mae_pp_jax.data import pipeline
+from mae_pp_jax.data import fields, orders
 from mae_pp_jax.data.source import Subset, digest, few_shot_indices
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
@@ -57,7 +57,7 @@ class LowShotStage(ImageStage):
     @functools.cached_property
     def subsets(self) -> list[Subset]:
         """The labelled images of each split."""
-        labels, shots = self.train_source.labels(), self.config.shots
+        labels, shots = fields.labels(self.train_source), self.config.shots
         return [Subset(self.train_source, few_shot_indices(labels, shots, seed=seed)) for seed in self._seeds()]
 
     def _seeds(self) -> list[int]:
@@ -98,16 +98,7 @@ class LowShotStage(ImageStage):
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The same number of images from each split, in turn; `group` names the split of an image."""
         streams = [
-            pipeline.train_batches(
-                subset,
-                self.config.data,
-                global_batch=self.model_batch,
-                seed=seed,
-                start_step=start_step,
-                process_index=self.reader[0],
-                process_count=self.reader[1],
-                faults=self.faults,
-            )
+            self.batches_of(subset, orders.Shuffled(len(subset), seed), seed, start_step, share=self.config.splits)
             for seed, subset in zip(self._seeds(), self.subsets, strict=True)
         ]
         for parts in zip(*streams, strict=True):
@@ -155,7 +146,7 @@ class LowShotStage(ImageStage):
             logits = self.logits(params, batch)
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
-        return [OverSplits("test", test, self.eval_batches)]
+        return [OverSplits(name, test, batches) for name, batches in self.eval_passes.items()]
 
     def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.image_size)

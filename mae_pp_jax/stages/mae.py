@@ -60,8 +60,11 @@ class MaeStage(ImageStage):
         return total, {"loss": total}
 
     def evaluators(self):
-        shown = [Reconstructions(self._reconstruct, self.eval_batches, self.config.pictures)]
-        return [Averages("test", self._test, self.eval_batches), *(shown if self.config.pictures else ())]
+        found = [Averages(name, self._test, batches) for name, batches in self.eval_passes.items()]
+        if found and self.config.pictures:
+            first = next(iter(self.eval_passes.values()))
+            found.append(Reconstructions(self._reconstruct, first, self.config.pictures))
+        return found
 
     def train_flops_per_example(self):
         return 3 * mae_forward_flops(self.config.model, self.config.mae, self.image_size)

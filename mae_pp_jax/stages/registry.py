@@ -41,7 +41,8 @@ def resolve(mapping: dict, overrides: dict[str, str] | None = None, *, saved: bo
     Raises:
       UserError: no such stage, what `config.resolve` refuses, or a key is set that has no effect.
     """
-    config = config_lib.resolve(stage_class(mapping).Config, mapping, overrides)
+    schema = stage_class(mapping).Config
+    config = config_lib.resolve(schema, schema.upgrade(mapping) if saved else mapping, overrides)
     default = type(config)(stage=config.stage)
     for dotted, why in () if saved else config.unused().items():
         value, usual = map(operator.attrgetter(dotted), (config, default))

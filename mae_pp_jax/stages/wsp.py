@@ -5,6 +5,7 @@ images that carry at least one. It starts from the encoder of an MAE run, or fro
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class WspStage(ImageStage):
     def vocabulary(self) -> int:
         """Number of hashtags."""
         vocabulary = self.fact("hashtags")
-        if not vocabulary and self.train_source.has_tags:
+        if not vocabulary and "hashtags" in self.train_source.fields:
             raise UserError(
                 f"config.data.vocabulary: the hashtags of {self.config.data.name} are text; make a vocabulary with "
                 f"python -m mae_pp_jax data hashtags --name={self.config.data.name} --to=FILE and name it here"
@@ -63,7 +64,7 @@ class WspStage(ImageStage):
         return vocabulary
 
     def targets(self):
-        return {"hashtags": (self.config.data.max_tags,)}
+        return {"hashtags": (self.config.data.max_tags,), "hashtags_cut": ()}
 
     def init(self, key):
         return self.model.init(key)
@@ -81,11 +82,17 @@ class WspStage(ImageStage):
         def scores(params, batch):
             return self.model.apply(params, self.pixels(batch))
 
-        found = [Averages("test", test, self.eval_batches)]
-        if self.config.map_positives:
-            limits = dict(positives=self.config.map_positives, images=self.config.map_images)
-            found.append(TagMap("test", scores, self.eval_batches, self.eval_source.hashtags, **limits))
+        found, config = [], self.config
+        for name, batches in self.eval_passes.items():
+            found.append(Averages(name, test, batches))
+            if config.map_positives:
+                limits = dict(positives=config.map_positives, images=config.map_images)
+                found.append(TagMap(name, scores, batches, functools.partial(self._tags, name), **limits))
         return found
+
+    def _tags(self, name):
+        """The hashtags of all records of an evaluation set."""
+        return self.eval_source(name).column("hashtags")
 
     def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.vocabulary)

@@ -72,7 +72,7 @@ def wsp_run(tmp_path_factory):
         (MAE, {"model.size": "Tiny/4"}, ["config.model.size", "did you mean 'Ti/4'"]),
         (MAE, {"data.name": "digits_hashtag"}, ["data.name", "did you mean digits_hashtags"]),
         (MAE, {"data.train_split": "training"}, ["'training'", "train (1,437)", "test (360)"]),
-        (MAE, {"data.eval_split": "validation"}, ["'validation'", "train (1,437)", "test (360)"]),
+        (MAE, {"evals.test.split": "validation"}, ["'validation'", "train (1,437)", "test (360)"]),
         (MAE, {"data.name": "/nowhere/pictures"}, ["data.name", "no folder /nowhere/pictures"]),
         (MAE, {"data.image_size": "10"}, ["image_size", "10", "4"]),
         (MAE, {"global_batch": "12"}, ["config.global_batch", "12", "8 devices", "a multiple of 8"]),

@@ -159,10 +159,11 @@ def test_an_imported_classifier_is_evaluated_on_data_at_hand(tmp_path, capsys):
             folder = tmp_path / "photos" / split / f"class{label}"
             folder.mkdir(parents=True)
             cv2.imwrite(str(folder / "a.png"), rng.integers(0, 256, (32, 32, 3), np.uint8))
-    data = [f"--config.data.name={tmp_path / 'photos'}", "--config.data.eval_split=test", "--config.global_batch=8"]
+    data = [f"--config.data.name={tmp_path / 'photos'}", "--config.evals.test.split=test", "--config.global_batch=8"]
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *data]) == 0
-    found = storage.read_json(tmp_path / "run" / "evaluation_0.json")
-    assert 0 <= found["test/accuracy"] <= 1 and found["step"] == 0
+    (file,) = (tmp_path / "run" / "evaluations").glob("test_0_*.json")
+    found = storage.read_json(file)
+    assert 0 <= found["metrics"]["test/accuracy"] <= 1 and found["step"] == 0
 
 
 def test_the_list_names_licence_and_source(capsys):

@@ -144,4 +144,31 @@ def test_evaluate_gives_the_metrics_of_the_result(mae_run, capsys):
     printed = json.loads(capsys.readouterr().out)
     wanted = json.loads((mae_run / "result.json").read_text())["metrics"]["test/loss"]
     assert printed == {"step": 12, "test/loss": pytest.approx(wanted, rel=1e-6)}
-    assert json.loads((mae_run / "evaluation_12.json").read_text()) == printed
+    (file,) = (mae_run / "evaluations").glob("test_12_*.json")
+    written = json.loads(file.read_text())
+    assert written["metrics"] == {"test/loss": printed["test/loss"]} and written["step"] == 12
+    assert written["dataset"]["split"] == "test" and written["dataset"]["records"] == 360
+    assert len(written["checkpoint_sha256"]) == 64 and written["overrides"] == {}
+
+
+def test_evaluations_on_other_data_stand_beside_one_another(mae_run, tmp_path, capsys):
+    """Each set has its file and its metrics; the same command again writes the same file."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(mae_run, run)
+    more = ["--config.evals.part.split=train[:10%]", "--evaluators=part,test"]
+    assert main(["evaluate", f"--workdir={run}", *more]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert set(first) == {"step", "test/loss", "part/loss"} and first["part/loss"] != first["test/loss"]
+    assert main(["evaluate", f"--workdir={run}", "--config.evals.part.split=train[10%:20%]", "--evaluators=part"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", f"--workdir={run}", *more]) == 0
+    written = [json.loads(file.read_text()) for file in (run / "evaluations").glob("part_12_*.json")]
+    assert {w["dataset"]["split"]: w["metrics"]["part/loss"] for w in written} == {
+        "train[:10%]": first["part/loss"],
+        "train[10%:20%]": second["part/loss"],
+    }
+    assert len({w["dataset"]["fingerprint"] for w in written}) == 2
+    assert main(["evaluate", f"--workdir={run}", "--evaluators=prat"]) == 2
+    assert "prat is not one of this stage's: test, reconstruction" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, restarts, source
+from mae_pp_jax.data import decode, fields, jpeg_restarts, source
 from tests.data.pictures import encode
 
 pytest.importorskip("apache_beam", reason="data build needs Apache Beam: pip install '.[beam]'")
@@ -137,12 +137,13 @@ def test_training_reads_what_was_built(photos, tmp_path):
     assert main(["data", "hashtags", *arguments]) == 0
     config = source.DataConfig(name="photos", data_dir=str(tmp_path / "tfds"), vocabulary=str(vocabulary))
     train = source.open_source(config, "train")
-    assert set(train.hashtag_names) == {"dog", "bigone", "tag1", "tag2", "tag3"}
-    assert train.class_names == ("k0", "k1", "k2")
+    assert set(fields.names(train, "hashtags")) == {"dog", "bigone", "tag1", "tag2", "tag3"}
+    assert fields.names(train, "label") == ("k0", "k1", "k2")
     raw = source.open_source(source.DataConfig(name="photos", data_dir=str(tmp_path / "tfds")), "train")
     for i in range(len(train)):
-        tags = {t.lower().replace("_", "").lstrip("#") for t in raw[i]["tags"]} - {"tag0"}
-        assert {train.hashtag_names[t] for t in train[i]["hashtags"]} == tags
+        tags = {t.lower().replace("_", "").lstrip("#") for t in raw[i]["hashtags"]} - {"tag0"}
+        assert train[i]["caption"] == raw[i]["caption"] and raw[i]["caption"].startswith("a dog #Big_One ")
+        assert {fields.names(train, "hashtags")[t] for t in train[i]["hashtags"]} == tags
     for suffix in (".md", ".png"):
         assert vocabulary.with_suffix(suffix).stat().st_size > 500
 
@@ -266,11 +267,11 @@ def test_a_dataset_of_tfds(tmp_path, stored):
     assert report["written"] == {"test": 360, "train": 1437} and left == {}
     assert report["classes"] == list(digits.CLASS_NAMES)
     ours = source.open_source(source.DataConfig(name="again", data_dir=str(tmp_path / "tfds")), "train")
-    assert ours.class_names == digits.CLASS_NAMES
+    assert fields.names(ours, "label") == digits.CLASS_NAMES
     if stored == "array_record":
         theirs = source.open_source(source.DataConfig(data_dir=str(tmp_path / "other")), "train")
         assert ours[5]["label"] == theirs[5]["label"] and len(ours) == len(theirs)
-        assert ours[5]["tags"] == tuple(theirs.hashtag_names[t] for t in theirs[5]["hashtags"])
+        assert ours[5]["hashtags"] == tuple(fields.names(theirs, "hashtags")[t] for t in theirs[5]["hashtags"])
 
 
 def test_a_built_dataset_is_an_input_too(tmp_path):
@@ -367,7 +368,7 @@ def test_restart_markers_let_parts_be_decoded_alone(tmp_path, way):
             np.testing.assert_array_equal(decode.decode(content), decode.decode(files[name]))
         if name[0].isdigit():
             jpeg = decode.read_jpeg(content)
-            (_, top, left) = restarts.cut(content, jpeg.layout, (100, 300, 50, 50))
+            (_, top, left) = jpeg_restarts.cut(content, jpeg.layout, (100, 300, 50, 50))
             assert top in range(64, 100) and left in range(150, 300)
     if way == "restarts":
         assert stored["p.png"] == files["p.png"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, images, pipeline, source
+from mae_pp_jax.data import caching, fields, images, source
+from tests.data import batches
 from tests.data.pictures import encode, noise
 
 
@@ -23,18 +24,13 @@ def config(digits_config, tmp_path):
 
 def _assert_same(cached, plain):
     assert len(cached) == len(plain)
-    assert (cached.class_names, cached.hashtag_names, cached.has_tags, cached.fingerprint) == (
-        plain.class_names,
-        plain.hashtag_names,
-        plain.has_tags,
-        plain.fingerprint,
-    )
-    np.testing.assert_array_equal(cached.labels(), plain.labels())
+    assert (cached.fields, cached.fingerprint) == (plain.fields, plain.fingerprint)
+    np.testing.assert_array_equal(fields.labels(cached), fields.labels(plain))
     for index in range(0, len(plain), 7):
         ours, other = cached[index], plain[index]
         assert ours.keys() == other.keys() and ours["label"] == other["label"]
         np.testing.assert_array_equal(images.pixels(ours["image"]), images.pixels(other["image"]))
-        if plain.hashtag_names:
+        if fields.names(plain, "hashtags"):
             np.testing.assert_array_equal(ours["hashtags"], other["hashtags"])
             assert ours["hashtags"].dtype == np.int32
         assert cached.describe(index) == plain.describe(index)
@@ -45,8 +41,9 @@ def test_records_from_disk_are_those_of_the_dataset_in_later_runs_too(config):
     for _ in range(2):
         cached = source.open_source(config, "test")
         _assert_same(cached, plain)
-        assert all(np.array_equal(a, b) for a, b in zip(cached.hashtags(), plain.hashtags(), strict=True))
-    (kept,) = pathlib.Path(config.cache_dir, "mae_pp_jax", "pixels").iterdir()
+        pairs = zip(cached.column("hashtags"), plain.column("hashtags"), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+    (kept,) = pathlib.Path(config.cache_dir, "mae_pp_jax", "decoded").iterdir()
     assert kept.name == plain.fingerprint
 
 
@@ -56,11 +53,11 @@ def test_the_second_run_reads_no_image_of_the_dataset(tmp_path, config):
         for i in range(4):
             (tmp_path / "photos" / name / f"{i}.png").write_bytes(encode(noise(i, 9, 8), "png"))
     config = dataclasses.replace(config, name=str(tmp_path / "photos"), crop="none", eval_fraction=0.0)
-    first = next(pipeline.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
+    first = next(batches.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
     for file in (tmp_path / "photos").glob("*/*.png"):
         size = file.stat().st_size
         file.write_bytes(b"\0" * size)  # same size and name: the same dataset, as far as can be told without reading it
-    again = next(pipeline.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
+    again = next(batches.train_batches(source.open_source(config, "train"), config, global_batch=8, seed=0))
     np.testing.assert_array_equal(again["image"], first["image"])
 
 
@@ -69,10 +66,10 @@ def _cut(file):
 
 
 @pytest.mark.parametrize("damage", [_cut, pathlib.Path.unlink])
-@pytest.mark.parametrize("name", ["pixels.bin", "records.json"])
+@pytest.mark.parametrize("name", ["image/values.bin", "image/ends.bin", "label/values.bin", "hashtags/ends.bin"])
 def test_a_damaged_cache_is_one_line(config, name, damage):
     source.open_source(config, "test")
-    (file,) = pathlib.Path(config.cache_dir).rglob(name)
+    (file,) = pathlib.Path(config.cache_dir).glob(f"mae_pp_jax/decoded/*/{name}")
     damage(file)
     with pytest.raises(UserError, match="is damaged.* remove"):
         source.open_source(config, "test")

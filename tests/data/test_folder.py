@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, images, source
+from mae_pp_jax.data import decode, fields, images, source
 
 
 def _fill(folder, classes=("cat", "dog"), number=10, extension=".png"):
@@ -34,15 +34,16 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path):
     _fill(tmp_path)
     train, test = _open(tmp_path, "train"), _open(tmp_path, "test")
     assert (len(train), len(test)) == (16, 4)
-    assert train.class_names == test.class_names == ("cat", "dog")
-    np.testing.assert_array_equal(np.bincount(train.labels()), [8, 8])
-    np.testing.assert_array_equal(np.bincount(test.labels()), [2, 2])
+    assert fields.names(train, "label") == fields.names(test, "label") == ("cat", "dog")
+    np.testing.assert_array_equal(np.bincount(fields.labels(train)), [8, 8])
+    np.testing.assert_array_equal(np.bincount(fields.labels(test)), [2, 2])
     names = [s.describe(i) for s in (train, test) for i in range(len(s))]
     assert sorted(names) == sorted(str(p) for p in tmp_path.glob("*/*"))
     assert len(_open(tmp_path, "test", eval_fraction=0.5)) == 10
-    assert len(_open(tmp_path, "held", eval_split="held")) == 4
+    assert {_open(tmp_path, name).fingerprint for name in ("test", "val", "validation")} == {test.fingerprint}
+    assert len(_open(tmp_path, "all", train_split="all")) == 16
     record = train[9]
-    assert record["label"] == train.labels()[9] == 1
+    assert record["label"] == fields.labels(train)[9] == 1
     assert images.pixels(record["image"]).shape == (6, 5, 3)
 
 
@@ -75,7 +76,7 @@ def test_hidden_files_other_files_and_links_out_of_the_folder_are_ignored(tmp_pa
     (root / "cat" / "out.png").symlink_to(tmp_path / "outside" / "fox" / "00.png")
     (root / "cat" / "again.png").symlink_to(root / "cat" / "00.png")
     train, test = _open(root, "train"), _open(root, "test")
-    assert train.class_names == ("cat", "dog")
+    assert fields.names(train, "label") == ("cat", "dog")
     assert len(train) + len(test) == 9
 
 
@@ -128,8 +129,8 @@ def test_folder_with_simulated_hashtags(tmp_path):
     config = source.DataConfig(name=str(tmp_path), hashtags="simulated")
     plain = source.open_source(dataclasses.replace(config, hashtags="field"), "train")
     tagged = source.open_source(config, "train")
-    assert plain.hashtag_names == () and "hashtags" not in plain[0]
-    assert tagged.hashtag_names[:2] == ("cat", "dog")
+    assert fields.names(plain, "hashtags") == () and "hashtags" not in plain[0]
+    assert fields.names(tagged, "hashtags")[:2] == ("cat", "dog")
     assert tagged.fingerprint != plain.fingerprint
-    names = [{tagged.hashtag_names[t] for t in tagged[i]["hashtags"]} for i in range(len(tagged))]
+    names = [{fields.names(tagged, "hashtags")[t] for t in tagged[i]["hashtags"]} for i in range(len(tagged))]
     assert sum("cat" in tags or "dog" in tags for tags in names) > len(names) / 2

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import orders, pipeline, resampling, source
+from mae_pp_jax.data import fields, mixture, orders, resampling, source
+from tests.data import batches
 
 RECORDS = 2000
 
@@ -15,12 +16,9 @@ RECORDS = 2000
 class Tagged:
     """Records with the hashtags given: image i is filled with i."""
 
-    class_names = ()
-    has_tags = False
-
     def __init__(self, tags, vocabulary: int):
         self._tags = [np.array(t, np.int32) for t in tags]
-        self.hashtag_names = tuple(map(str, range(vocabulary)))
+        self.fields = {"image": fields.Image(), "hashtags": fields.Ids(tuple(map(str, range(vocabulary))))}
         self.fingerprint = source.digest(*(t.tobytes() for t in self._tags), str(vocabulary))
         self.counted = 0
 
@@ -30,7 +28,8 @@ class Tagged:
     def __getitem__(self, index):
         return {"image": np.full((4, 4, 3), index % 256, np.uint8), "hashtags": self._tags[index]}
 
-    def hashtags(self):
+    def column(self, name):
+        assert name == "hashtags"
         self.counted += 1
         return iter(self._tags)
 
@@ -99,11 +98,11 @@ def test_batches_resume_at_any_step(tagged, make):
     config = source.DataConfig(image_size=4, crop="none", threads=2)
     order = make("sqrt")
 
-    def batches(start, number):
-        stream = pipeline.train_batches(tagged, config, global_batch=96, seed=0, start_step=start, order=order)
+    def some(start, number):
+        stream = batches.train_batches(tagged, config, global_batch=96, seed=0, start_step=start, order=order)
         return [next(stream) for _ in range(number)]
 
-    whole, resumed = batches(0, 60), batches(43, 17)  # into the second pass
+    whole, resumed = some(0, 60), some(43, 17)  # into the second pass
     for a, b in zip(whole[43:], resumed, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -135,7 +134,6 @@ def test_no_list_of_positions_is_made():
 
 def test_a_dataset_without_hashtags_is_refused(digits, digits_config):
     plain = dataclasses.replace(digits_config, resample="sqrt")
-    bare = source.Subset(digits, np.arange(5))
-    bare.hashtag_names = ()
+    bare = mixture.Renumbered(digits, {"hashtags": ()})
     with pytest.raises(UserError, match="data.resample: needs a dataset with hashtags"):
         source.training_order(bare, plain, 0)

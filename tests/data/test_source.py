@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import images, source, tfds_store
+from mae_pp_jax.data import fields, images, source, tfds_store
 
 
 def _refused(split="train", **options):
@@ -24,9 +24,9 @@ def _refused(split="train", **options):
 def test_split_is_stratified_and_fixed(digits, digits_config):
     test = source.open_source(digits_config, "test")
     assert (len(digits), len(test)) == (1437, 360)
-    whole = np.bincount(np.concatenate([digits.labels(), test.labels()]))
+    whole = np.bincount(np.concatenate([fields.labels(digits), fields.labels(test)]))
     assert whole.sum() == 1797 and (whole >= 174).all()
-    np.testing.assert_allclose(np.bincount(test.labels()), whole * 360 / 1797, atol=1)
+    np.testing.assert_allclose(np.bincount(fields.labels(test)), whole * 360 / 1797, atol=1)
     pictures = {digits[i]["image"].tobytes() for i in range(len(digits))}
     assert not any(test[i]["image"].tobytes() in pictures for i in range(len(test)))
 
@@ -40,7 +40,7 @@ def test_digits_are_those_of_scikit_learn(digits):
         image = digits[i]["image"]
         assert (image == image[..., :1]).all()
         assert original[image[..., 0].tobytes()] == digits[i]["label"]
-    assert digits.class_names[3] == "three"
+    assert fields.names(digits, "label")[3] == "three"
 
 
 def test_hashtags_point_to_the_label_more_often_than_not(digits):
@@ -48,8 +48,8 @@ def test_hashtags_point_to_the_label_more_often_than_not(digits):
     named = [(r["label"], t) for r in records for t in r["hashtags"] if t < 10]
     right = np.mean([label == tag for label, tag in named])
     assert 0.8 < right < 0.9 and 0.65 < len(named) / len(records) < 0.78
-    assert digits.hashtag_names[:10] == digits.class_names
-    even = digits.hashtag_names.index("even")
+    assert fields.names(digits, "hashtags")[:10] == fields.names(digits, "label")
+    even = fields.names(digits, "hashtags").index("even")
     assert np.mean([r["label"] % 2 == 0 for r in records if even in r["hashtags"]]) > 0.85
 
 
@@ -64,7 +64,7 @@ def test_preparing_twice_gives_the_same_bytes(digits, digits_config, tmp_path):
 def test_parts_of_a_split(digits, digits_config):
     first, rest = (source.open_source(digits_config, f"train[{part}]") for part in (":80%", "80%:"))
     assert len(first) + len(rest) == len(digits) and len(first) == round(0.8 * 1437)
-    np.testing.assert_array_equal(np.concatenate([first.labels(), rest.labels()]), digits.labels())
+    np.testing.assert_array_equal(np.concatenate([fields.labels(first), fields.labels(rest)]), fields.labels(digits))
     assert len({first.fingerprint, rest.fingerprint, digits.fingerprint}) == 3
 
 
@@ -111,10 +111,10 @@ def _noise(i):
 
 def _assert_cifar10(data_dir):
     records = source.open_source(source.DataConfig(name="cifar10", data_dir=data_dir), "train")
-    assert len(records) == 12 and records.class_names[3] == "cat" and records.hashtag_names == ()
+    assert len(records) == 12 and fields.names(records, "label")[3] == "cat" and fields.names(records, "hashtags") == ()
     expected = {_noise(i).tobytes(): i % 4 for i in range(12)}
     assert {images.pixels(records[i]["image"]).tobytes(): records[i]["label"] for i in range(12)} == expected
-    np.testing.assert_array_equal(records.labels(), [records[i]["label"] for i in range(12)])
+    np.testing.assert_array_equal(fields.labels(records), [records[i]["label"] for i in range(12)])
     assert records.describe(2) == "cifar10/3.0.2, split train, record 2"
 
 
@@ -207,9 +207,9 @@ def test_dataset_without_images_is_refused_with_its_features(tmp_path):
 def test_subset_is_a_source_of_the_records_chosen(digits):
     chosen = np.array([5, 3, 900])
     subset = source.Subset(digits, chosen)
-    assert len(subset) == 3 and subset.class_names == digits.class_names
+    assert len(subset) == 3 and fields.names(subset, "label") == fields.names(digits, "label")
     np.testing.assert_array_equal(subset[2]["image"], digits[900]["image"])
-    np.testing.assert_array_equal(subset.labels(), digits.labels()[chosen])
+    np.testing.assert_array_equal(fields.labels(subset), fields.labels(digits)[chosen])
     assert subset.describe(1) == digits.describe(3)
     assert subset.fingerprint != source.Subset(digits, chosen[::-1]).fingerprint
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import source, vocabulary, wordnet
+from mae_pp_jax.data import fields, source, vocabulary, wordnet
 
 # A WordNet of six synsets in the format of the real one (wndb(5)): offset → words, and lemma → senses, tagged senses.
 SYNSETS = {
@@ -215,21 +215,21 @@ def test_the_real_wordnet():
 
 def test_a_source_in_a_vocabulary(digits, digits_config, tmp_path):
     """Hashtags that a dataset stores as ids are mapped by their names."""
-    names = digits.hashtag_names
-    images = [[names[t] for t in ids] for ids in digits.hashtags()]
+    names = fields.names(digits, "hashtags")
+    images = [[names[t] for t in ids] for ids in digits.column("hashtags")]
     vocab, _ = _build(images, min_count=20, stop=("even",))
     vocab.save(tmp_path / "v.json")
     config = dataclasses.replace(digits_config, vocabulary=str(tmp_path / "v.json"), cache="none")
     mapped = source.open_source(config, "train")
-    assert mapped.hashtag_names == vocab.names and "even" not in vocab.names
+    assert fields.names(mapped, "hashtags") == vocab.names and "even" not in vocab.names
     assert mapped.fingerprint != digits.fingerprint
-    ids = list(mapped.hashtags())
+    ids = list(mapped.column("hashtags"))
     for i in (0, 7, 1000):
         np.testing.assert_array_equal(mapped[i]["hashtags"], vocab.ids(images[i]))
         np.testing.assert_array_equal(mapped[i]["hashtags"], ids[i])
     tagged = source.open_source(dataclasses.replace(config, untagged="skip"), "train")
     assert len(tagged) == sum(len(i) > 0 for i in ids) < len(mapped) == len(digits)
-    assert all(len(i) for i in tagged.hashtags())
+    assert all(len(i) for i in tagged.column("hashtags"))
 
 
 def test_vocabulary_and_skipping_need_hashtags(tmp_path):

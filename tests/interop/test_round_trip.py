@@ -82,8 +82,8 @@ def test_finetuned_models_are_evaluated_on_the_crop_of_their_publisher(
 ):
     save_torch(tmp_path / "ft.pth", random_weights(format, "cls_token", norm, "head"), *["model"] * (format == "mae"))
     convert.import_file(str(tmp_path / "ft.pth"), str(tmp_path / "run"), format=format, heads=2)
-    data = storage.read_json(tmp_path / "run" / "config.json")["data"]
-    assert (data["eval_crop"], data["eval_share"]) == expected
+    test = storage.read_json(tmp_path / "run" / "config.json")["evals"]["test"]
+    assert (test["crop"], test["share"]) == expected
 
 
 def test_a_published_vision_tower_keeps_its_projection(tmp_path, random_weights, save_torch, capsys):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, restarts
+from mae_pp_jax.data import decode, jpeg_restarts
 from mae_pp_jax.data.building.items import SMALL, UNREADABLE, LeftOut
 
 _RESIZED_QUALITY = 95  # of a JPEG that had to be made smaller and is otherwise kept
@@ -42,7 +42,7 @@ class Encoding:
         quality = int(match[3] or cls.quality) if match else 0
         if not 1 <= quality <= 100:
             raise UserError(f"--encode: '{text}' is not keep, restarts, png or jpeg:QUALITY with a quality of 1 to 100")
-        if text == "restarts" and not restarts.available():
+        if text == "restarts" and not jpeg_restarts.available():
             raise UserError(
                 "--encode=restarts: needs the program jpegtran, which was not found; install it "
                 "(Debian, Ubuntu: apt install libjpeg-turbo-progs; macOS: brew install jpeg-turbo) or use --encode=keep"
@@ -85,7 +85,7 @@ def _encode(pixels: np.ndarray, codec: str, quality: int = 0) -> bytes:
     """A PNG, or a JPEG with restart markers."""
     options = []
     if codec == "jpeg":
-        units = restarts.interval(pixels.shape[1], _JPEG_UNIT)
+        units = jpeg_restarts.interval(pixels.shape[1], _JPEG_UNIT)
         options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, units]
     _, content = cv2.imencode(f".{codec}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     return content.tobytes()
@@ -93,7 +93,7 @@ def _encode(pixels: np.ndarray, codec: str, quality: int = 0) -> bytes:
 
 def _with_restarts(data: bytes, pixels: np.ndarray) -> bytes:
     """A JPEG with restart markers and the same pixels; where that cannot be had, the file as it is."""
-    written = restarts.insert(data, decode.read_jpeg(data).frame)
+    written = jpeg_restarts.insert(data, decode.read_jpeg(data).frame)
     return written if written and np.array_equal(decode.decode(written), pixels) else data
 
 

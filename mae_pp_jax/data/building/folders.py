@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data.building.items import MISSING, OUTSIDE, UNREADABLE, Item, LeftOut, Part
+from mae_pp_jax.data.building.items import MISSING, OUTSIDE, UNREADABLE, Item, LeftOut, Part, too_large
 from mae_pp_jax.data.folder import EXTENSIONS
 
 _FILES = 1000  # of a part
@@ -66,7 +66,10 @@ def read_inside(root: str, name: str) -> bytes:
             inside, real = os.path.realpath(root), os.path.realpath(os.path.join(root, name))
             if os.path.commonpath([inside, real]) != inside:
                 raise LeftOut(OUTSIDE, f"{name} is a link")
-        return (epath.Path(root) / name).read_bytes()
+        path = epath.Path(root) / name
+        if fault := too_large(path.stat().length):
+            raise LeftOut(UNREADABLE, fault)
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise LeftOut(MISSING, name) from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

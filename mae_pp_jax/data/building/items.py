@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import decode
 
 # The meanings that a column may have → the column names that have it by themselves.
 COLUMNS = {
@@ -22,6 +23,10 @@ _CAPTION_TAG = re.compile(r"[#＃](\w[\w-]*)")
 # Why an image is left out.
 MISSING, OUTSIDE, DAMAGED = "missing", "outside the folder", "damaged entry"
 NO_IMAGE, UNREADABLE, SMALL, TWICE = "no image", "unreadable", "too small", "listed twice"
+
+# The largest picture that is read has 100 million pixels: 400 MB without compression. A larger file, such as one of a
+# few megabytes in a compressed tar, would only fill the memory.
+MOST_BYTES = 4 * decode.MAX_PIXELS
 
 
 class LeftOut(Exception):
@@ -51,6 +56,11 @@ class Broken:
 
     def __call__(self) -> bytes:
         raise LeftOut(self.reason, self.detail)
+
+
+def too_large(size: int) -> str:
+    """What is wrong with a file of so many bytes; empty if nothing is."""
+    return f"{size:,} bytes; image files of at most {MOST_BYTES:,} are read" if size > MOST_BYTES else ""
 
 
 @dataclasses.dataclass(frozen=True)

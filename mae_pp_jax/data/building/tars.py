@@ -10,11 +10,27 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from mae_pp_jax.data.building.items import DAMAGED, NO_IMAGE, Broken, Columns, Content, Item, Part
+from mae_pp_jax.data.building.items import (
+    DAMAGED,
+    MOST_BYTES,
+    NO_IMAGE,
+    UNREADABLE,
+    Broken,
+    Columns,
+    Content,
+    Item,
+    Part,
+    too_large,
+)
 from mae_pp_jax.data.folder import EXTENSIONS
 
 _SIDE = ("json", "txt", "cls", "tags", "hashtags", "caption")  # members that say something about the image
-_MOST = 1 << 20  # bytes of such a member
+_IMAGE = "image"  # the first of a stem
+_MOST = 1 << 20  # bytes of such a member, or of a header that is read whole
+_READ_WHOLE = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 _FAULTS = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
@@ -34,7 +50,10 @@ class TarReader:
         name = os.path.relpath(part.path, os.path.commonpath([os.path.dirname(path) for path in self.paths]))
         stem, members = None, {}
         try:
-            with epath.Path(part.path).open("rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+            with (
+                epath.Path(part.path).open("rb") as file,
+                tarfile.open(fileobj=file, mode="r:*", tarinfo=_Header) as tar,
+            ):
                 while (member := tar.next()) is not None:
                     tar.members = []  # it would keep them all
                     if not member.isfile():
@@ -44,12 +63,12 @@ class TarReader:
                         yield self._item(f"{name}/{stem}", members)
                         members = {}
                     stem = here
-                    if f".{suffix.rpartition('.')[2]}" in EXTENSIONS or suffix in _SIDE:
-                        limit = member.size if suffix not in _SIDE else min(member.size, _MOST)
-                        content = tar.extractfile(member).read(limit)
-                        if len(content) < limit:
-                            raise tarfile.ReadError("unexpected end of data")
-                        members.setdefault(suffix, content)
+                    if suffix in _SIDE:
+                        members.setdefault(suffix, _content(tar, member, _MOST))
+                    elif f".{suffix.rpartition('.')[2]}" in EXTENSIONS and _IMAGE not in members:
+                        fault = too_large(member.size)
+                        content = Broken(UNREADABLE, fault) if fault else Content(_content(tar, member, MOST_BYTES))
+                        members[_IMAGE] = content
                     else:
                         members.setdefault("", b"")
             if members:
@@ -58,9 +77,8 @@ class TarReader:
             detail = f"{str(error) or type(error).__name__}; what follows in this tar is lost"
             yield Item(f"{name}, after {stem}", Broken(DAMAGED, detail))
 
-    def _item(self, key: str, members: dict[str, bytes]) -> Item:
+    def _item(self, key: str, members: dict) -> Item:
         row: dict = {}
-        image = None
         for suffix, content in members.items():
             if suffix == "json":
                 try:
@@ -71,10 +89,28 @@ class TarReader:
             elif suffix in _SIDE:
                 meaning = {"txt": "caption", "cls": "label", "tags": "hashtags"}.get(suffix, suffix)
                 row.setdefault(self.columns.names[meaning][0], content.decode("utf-8", "replace").strip())
-            elif suffix and image is None:
-                image = content
-        read = Broken(NO_IMAGE, "no image among its members") if image is None else Content(image)
+        read = members.get(_IMAGE, Broken(NO_IMAGE, "no image among its members"))
         return self.columns.item(key, read, row)
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a tar; one that holds the name of a member or the like, and is read whole, may not be large."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _READ_WHOLE and header.size > _MOST:
+            raise tarfile.HeaderError(f"a header of {header.size:,} bytes")
+        return header
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
+    """The first `most` bytes of a member."""
+    size = min(member.size, most)
+    content = tar.extractfile(member).read(size)
+    if len(content) < size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mae_pp_jax.data import hashtags
+from mae_pp_jax.data import simulated_hashtags
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = {
@@ -23,7 +23,7 @@ ATTRIBUTES = {
 SEED = 0
 TEST_RECORDS = 360  # a fifth of 1,797
 _NO_LABELS = np.zeros(0, np.int64)
-_HASHTAG_NAMES = hashtags.simulate(_NO_LABELS, CLASS_NAMES, seed=SEED, attributes=ATTRIBUTES)[1]
+_HASHTAG_NAMES = simulated_hashtags.simulate(_NO_LABELS, CLASS_NAMES, seed=SEED, attributes=ATTRIBUTES)[1]
 
 _DESCRIPTION = """\
 Handwritten digits, 8 × 8 pixels in 17 levels of grey (stored as 0 … 255), with simulated hashtags. The images are the
@@ -77,7 +77,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
         pixels, labels = load_digits(return_X_y=True)
         pixels = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        tags, _ = hashtags.simulate(labels, CLASS_NAMES, seed=SEED, attributes=ATTRIBUTES)
+        tags, _ = simulated_hashtags.simulate(labels, CLASS_NAMES, seed=SEED, attributes=ATTRIBUTES)
         test = stratified(labels, TEST_RECORDS, SEED)
         return {
             name: self._generate_examples(np.flatnonzero(chosen), pixels, labels, tags)

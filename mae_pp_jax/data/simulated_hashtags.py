@@ -100,14 +100,6 @@ def simulate(
     return tags, vocabulary
 
 
-def pad(tags: Sequence[np.ndarray], max_tags: int) -> np.ndarray:
-    """The first `max_tags` ids of each image as int32 [records, max_tags], filled up with -1."""
-    out = np.full((len(tags), max_tags), -1, np.int32)
-    for row, ids in zip(out, tags):
-        row[: min(len(ids), max_tags)] = ids[:max_tags]
-    return out
-
-
 def _index_attributes(classes: int) -> dict[str, list[int]]:
     groups = max(1, math.isqrt(classes))
     width = -(-classes // groups)

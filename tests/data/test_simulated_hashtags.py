@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mae_pp_jax.data import hashtags
+from mae_pp_jax.data import simulated_hashtags
 
 CLASSES = tuple(f"Class {i}" for i in range(10))
 LABELS = np.arange(30_000) % 10
@@ -18,7 +18,7 @@ EXPECTED = [
 
 @pytest.fixture(scope="module")
 def simulated():
-    return hashtags.simulate(LABELS, CLASSES, seed=1)
+    return simulated_hashtags.simulate(LABELS, CLASSES, seed=1)
 
 
 def _rate(hits, of=None):
@@ -27,7 +27,7 @@ def _rate(hits, of=None):
 
 def test_rates_are_those_stated(simulated):
     tags, vocabulary = simulated
-    rates = hashtags.Rates()
+    rates = simulated_hashtags.Rates()
     has = np.zeros((len(tags), len(vocabulary)), bool)
     for row, ids in zip(has, tags):
         row[ids] = True
@@ -62,27 +62,21 @@ def test_typical_image_has_two_to_five_tags(simulated):
 
 def test_same_seed_same_tags_and_vocabulary_is_fixed(simulated):
     tags, vocabulary = simulated
-    again, same = hashtags.simulate(LABELS, CLASSES, seed=1)
-    other, still = hashtags.simulate(LABELS, CLASSES, seed=2)
+    again, same = simulated_hashtags.simulate(LABELS, CLASSES, seed=1)
+    other, still = simulated_hashtags.simulate(LABELS, CLASSES, seed=2)
     assert all(np.array_equal(a, b) for a, b in zip(tags, again))
     assert not all(np.array_equal(a, b) for a, b in zip(tags, other))
     assert vocabulary == same == still and vocabulary[:2] == ("class0", "class1")
 
 
 def test_draws_stay_the_same_from_version_to_version():
-    tags, vocabulary = hashtags.simulate(LABELS[:4], CLASSES, seed=0)
+    tags, vocabulary = simulated_hashtags.simulate(LABELS[:4], CLASSES, seed=0)
     assert [[vocabulary[t] for t in ids] for ids in tags] == EXPECTED
 
 
 def test_given_attributes_go_to_their_classes():
-    rates = hashtags.Rates(untagged=0, attribute=1, wrong_attribute=0)
+    rates = simulated_hashtags.Rates(untagged=0, attribute=1, wrong_attribute=0)
     even = {"even": range(0, 10, 2)}
-    tags, vocabulary = hashtags.simulate(LABELS[:50], CLASSES, seed=0, attributes=even, rates=rates)
+    tags, vocabulary = simulated_hashtags.simulate(LABELS[:50], CLASSES, seed=0, attributes=even, rates=rates)
     tag = vocabulary.index("even")
     assert [tag in ids for ids in tags] == [label % 2 == 0 for label in LABELS[:50]]
-
-
-def test_pad_fills_with_minus_one_and_keeps_the_first():
-    padded = hashtags.pad([np.array([4, 7], np.int32), np.arange(5, dtype=np.int32), np.zeros(0, np.int32)], 3)
-    assert padded.dtype == np.int32
-    np.testing.assert_array_equal(padded, [[4, 7, -1], [0, 1, 2], [-1, -1, -1]])

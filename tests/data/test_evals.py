@@ -1,0 +1,93 @@
+"""Evaluation sets: other datasets, parts of their classes, and classes under other names."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import evals, fields, images, source
+
+
+def _folder(root, classes, number=5):
+    """Class folders, the i-th picture of class c filled with 20 c + i."""
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(number):
+            cv2.imwrite(str(root / name / f"{i}.bmp"), np.full((4, 4, 3), 20 * c + i, np.uint8))
+    return str(root)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return source.DataConfig(name=_folder(tmp_path / "train", ("cat", "dog", "emu")), image_size=4)
+
+
+@pytest.fixture
+def opened(data, tmp_path):
+    """Opens an evaluation set of class folders with a file of classes: (class of the training data, first pixel)s."""
+    train = source.open_source(data, "train")
+
+    def open_set(folders, content, split="all"):
+        file = tmp_path / "classes.json"
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        other = source.DataConfig(name=data.name, train_split="all", eval_fraction=0.0)
+        config = evals.EvalConfig(data=_folder(tmp_path / "other", folders), split=split, classes=str(file))
+        held_out = evals.open_eval_source(other, config, train, "other")
+        labels, names = fields.labels(held_out).tolist(), fields.names(train, "label")
+        pixels = [images.pixels(held_out[i]["image"])[0, 0, 0] // 20 for i in range(len(held_out))]
+        assert labels == [held_out[i]["label"] for i in range(len(held_out))]
+        return sorted({(names[label], int(pixel)) for label, pixel in zip(labels, pixels)}), held_out
+
+    return open_set
+
+
+def test_without_a_set_of_its_own_the_held_out_part_is_evaluated(data):
+    train = source.open_source(data, "train")
+    held_out = evals.open_eval_source(data, evals.EvalConfig(), train)
+    assert len(train) + len(held_out) == 15 and held_out.fingerprint == source.open_source(data, "test").fingerprint
+
+
+def test_a_list_of_classes_leaves_out_the_others(opened):
+    found, held_out = opened(("dog", "emu", "fox"), ["emu", "dog"])
+    assert found == [("dog", 0), ("emu", 1)] and len(held_out) >= 8
+
+
+def test_classes_may_have_other_names(opened):
+    """As ImageNetV2 numbers its folders, and ObjectNet has several classes for one."""
+    found, _ = opened(("0", "1", "10", "2"), {"0": "emu", "10": "cat", "2": "cat"})
+    assert found == [("cat", 2), ("cat", 3), ("emu", 0)]
+
+
+def test_fingerprints_tell_maps_apart(opened, tmp_path):
+    _, one = opened(("0", "1"), {"0": "emu", "1": "cat"})
+    (tmp_path / "other").rename(tmp_path / "before")
+    _, two = opened(("0", "1"), {"0": "cat", "1": "emu"})
+    assert one.fingerprint != two.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["fix"], "'fix' is no class of this set; did you mean 'fox'"),
+        ({"fox": "dig"}, "'dig' is no class of the training data; did you mean 'dog'"),
+        (["fox"], "'fox' is no class of the training data"),
+        ([], "must hold a list of names"),
+        ([1], "must hold a list of names"),
+        ([["dog"]], "must hold a list of names"),
+        (3, "must hold a list of names"),
+        ({"fox": 3}, "must hold a list of names"),
+        ("{", "is no JSON"),
+    ],
+)
+def test_files_of_classes_that_do_not_fit_are_refused_in_one_line(opened, content, message):
+    with pytest.raises(UserError, match=rf"^evals\.other\.classes: .*{message}") as error:
+        opened(("dog", "fox"), content)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_of_classes_is_refused(data):
+    train = source.open_source(data, "train")
+    with pytest.raises(UserError, match=r"^evals\.test\.classes: cannot read /none.json: No such file"):
+        evals.open_eval_source(data, evals.EvalConfig(classes="/none.json"), train)
