@@ -17,7 +17,8 @@ examples:
   python -m mae_pp_jax train --config=configs/mae/in1k.py:size=L/16 --workdir=runs/mae_l16 --config.mesh.fsdp=8
 
 Any key of a config is set with --config.KEY=VALUE; --keys lists them with their values and meaning.
-WORKDIR then holds config.json, log.txt, metrics.jsonl, tensorboard/, pictures/, checkpoints/STEP/ and result.json."""
+WORKDIR then holds config.json, log.txt, metrics.jsonl, tensorboard/, pictures/, checkpoints/STEP/ and result.json, and
+while the run lasts lease/, which says whose it is: a second run there is refused."""
 
 
 def add_parser(verbs) -> None:

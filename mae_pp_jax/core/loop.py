@@ -29,12 +29,12 @@ INIT_STREAM = 2**32 - 1  # fold_in index of the initialisation; steps use 0, 1, 
 PROFILED_STEPS = 10
 
 
-def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str, list[dict]]:
+def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str, list[dict] | None]:
     """Random weights, then the handoff.
 
     Returns:
       (state before the first update, record of the source run or None, what became of every weight, and of those that
-      checkpoints refer to instead of writing them the source, as `leaves.references` says it).
+      checkpoints refer to instead of writing them the source as `leaves.references` says it, None when they copy).
     """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
@@ -46,10 +46,15 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, s
             params, source, account, moved = handoff.transfer(stage.handoff, run, config.init_from.step, params)
         received = flatten(params)
         params = stage.prepare(params, prog.mesh)
-        frozen = []
+        frozen = None
         if config.checkpoint.frozen == "reference":
             now = flatten(prog.optimizer.split(params)[1])
             same = {path: leaf for path, leaf in moved.items() if now.get(path) is received[path]}
+            if not same:
+                raise UserError(
+                    "config.checkpoint.frozen: 'reference' has nothing to refer to, as no weight is both frozen and "
+                    "taken as it is from config.init_from.run; use 'copy'"
+                )
             frozen = leaves.references(same, now)
         return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account, frozen
 
@@ -84,7 +89,7 @@ def run(stage: Stage, workdir: str) -> dict:
         if (result := folder.result()) is not None:
             return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
-        state, source, account, frozen = (None, None, "", []) if resuming else initial_state(prog)
+        state, source, account, frozen = (None, None, "", None) if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
@@ -103,11 +108,13 @@ def run(stage: Stage, workdir: str) -> dict:
             meta |= dict(revision=run_folder.code_revision(), revisions=run_folder.revisions(meta, step))
             if stage.config.checkpoint.frozen == "copy":
                 meta.pop("frozen", None)  # all of it is in memory by now
+            elif "frozen" not in meta:
+                log.info("config.checkpoint.frozen: this run was started with copies, and goes on with them")
             log.info("resumed %s at step %d", folder.path, step)
         else:
             log.info("%s", account)
             meta |= dict(lineage=_lineage(stage, source), revisions=run_folder.revisions(meta, 0))
-            if frozen:
+            if frozen is not None:
                 meta["frozen"] = frozen
         _describe(prog)
         stop = cleanup.enter_context(preemption.Preemption())
