@@ -29,12 +29,12 @@ INIT_STREAM = 2**32 - 1  # fold_in index of the initialisation; steps use 0, 1, 
 PROFILED_STEPS = 10
 
 
-def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str, list[dict] | None]:
+def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, str, list[dict]]:
     """Random weights, then the handoff.
 
     Returns:
-      (state before the first update, record of the source run or None, what became of every weight, and of those that
-      checkpoints refer to instead of writing them the source as `leaves.references` says it, None when they copy).
+      (state before the first update, record of the source run or None, what became of every weight, references to the
+      weights that checkpoints do not write again).
     """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
@@ -46,17 +46,10 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict | None, s
             params, source, account, moved = handoff.transfer(stage.handoff, run, config.init_from.step, params)
         received = flatten(params)
         params = stage.prepare(params, prog.mesh)
-        frozen = None
-        if config.checkpoint.frozen == "reference":
-            now = flatten(prog.optimizer.split(params)[1])
-            same = {path: leaf for path, leaf in moved.items() if now.get(path) is received[path]}
-            if not same:
-                raise UserError(
-                    "config.checkpoint.frozen: 'reference' has nothing to refer to, as no weight is both frozen and "
-                    "taken as it is from config.init_from.run; use 'copy'"
-                )
-            frozen = leaves.references(same, now)
-        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account, frozen
+        frozen = flatten(prog.optimizer.split(params)[1])
+        unchanged = {path: leaf for path, leaf in moved.items() if frozen.get(path) is received[path]}
+        references = _references(unchanged, frozen) if config.checkpoint.frozen == "reference" else []
+        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), source, account, references
 
 
 def run(stage: Stage, workdir: str) -> dict:
@@ -89,32 +82,29 @@ def run(stage: Stage, workdir: str) -> dict:
         if (result := folder.result()) is not None:
             return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
-        state, source, account, frozen = (None, None, "", None) if resuming else initial_state(prog)
+        state, source, account, frozen = (None, None, "", []) if resuming else initial_state(prog)
         folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
+        revision = run_folder.code_revision()
         meta = dict(
             config=config_lib.to_dict(stage.config),
             dataset=dataset,
             lineage=[],
-            revision=run_folder.code_revision(),
+            revision=revision,
+            revisions=[{"step": 0, "revision": revision}],
             wall_seconds=0.0,
         )
         if resuming:
-            state, meta = saves.restore(prog.shapes, meta["revision"])
+            state, meta = saves.restore(prog.shapes, revision)
             _same_dataset(meta["dataset"], dataset, folder)
-            step = int(state.step)
-            meta |= dict(revision=run_folder.code_revision(), revisions=run_folder.revisions(meta, step))
-            if stage.config.checkpoint.frozen == "copy":
-                meta.pop("frozen", None)  # all of it is in memory by now
-            elif "frozen" not in meta:
-                log.info("config.checkpoint.frozen: this run was started with copies, and goes on with them")
-            log.info("resumed %s at step %d", folder.path, step)
+            meta = _resumed(meta, int(state.step), revision, stage.config.checkpoint.frozen)
+            log.info("resumed %s at step %d", folder.path, int(state.step))
         else:
             log.info("%s", account)
-            meta |= dict(lineage=_lineage(stage, source), revisions=run_folder.revisions(meta, 0))
-            if frozen is not None:
+            meta["lineage"] = _lineage(stage, source)
+            if frozen:
                 meta["frozen"] = frozen
         _describe(prog)
         stop = cleanup.enter_context(preemption.Preemption())
@@ -248,7 +238,7 @@ class _Training:
 
 
 class _Trace:
-    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning and never ends the training.
+    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning, the training goes on.
 
     JAX has one profiler a process: left open, it would refuse the next run that wants one.
     """
@@ -282,6 +272,32 @@ class _Trace:
 
 def _shown(values: dict[str, float | None]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+
+
+def _references(unchanged: dict, frozen: dict) -> list[dict]:
+    """References to the frozen weights that came unchanged from another run.
+
+    Raises:
+      UserError: there are none, so that the key would do nothing.
+    """
+    if not unchanged:
+        raise UserError(
+            "config.checkpoint.frozen: 'reference' has nothing to refer to, as no weight is both frozen and taken as "
+            "it is from config.init_from.run; use 'copy'"
+        )
+    return leaves.references(unchanged, frozen)
+
+
+def _resumed(meta: dict, step: int, revision: str, frozen: str) -> dict:
+    """The meta of a run that goes on: the code that it goes on with beside the code before, references as wished."""
+    known = meta.get("revisions") or [{"step": 0, "revision": meta["revision"]}]  # older runs noted the first alone
+    if known[-1]["revision"] != revision:
+        known = [*known, {"step": step, "revision": revision}]
+    if frozen == "copy":
+        meta = {name: value for name, value in meta.items() if name != "frozen"}  # it is all in memory by now
+    elif "frozen" not in meta:
+        log.info("config.checkpoint.frozen: this run was started with copies, and goes on with them")
+    return {**meta, "revision": revision, "revisions": known}
 
 
 def _lineage(stage: Stage, source: dict | None) -> list[dict]:
