@@ -5,7 +5,7 @@ import os
 
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, hosts, loop
+from mae_pp_jax.core import hardware, hosts, loop, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
 
@@ -17,7 +17,8 @@ examples:
   python -m mae_pp_jax train --config=configs/mae/in1k.py:size=L/16 --workdir=runs/mae_l16 --config.mesh.fsdp=8
 
 Any key of a config is set with --config.KEY=VALUE; --keys lists them with their values and meaning.
-WORKDIR then holds config.json, log.txt, metrics.jsonl, tensorboard/, pictures/, checkpoints/STEP/ and result.json."""
+WORKDIR then holds config.json, log.txt, metrics.jsonl, tensorboard/, pictures/, checkpoints/STEP/ and result.json, and
+while the run lasts lease/, which says whose it is: a second run there is refused."""
 
 
 def add_parser(verbs) -> None:
@@ -59,5 +60,6 @@ def train(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | N
       The content of `result.json`.
     """
     hardware.enable_compilation_cache()
-    resolved = registry.resolve(config_lib.load_file(config), overrides)
+    started = storage.is_file(storage.path(workdir) / "config.json")  # a run that goes on keeps the keys it began with
+    resolved = registry.resolve(config_lib.load_file(config), overrides, saved=started)
     return loop.run(registry.create(resolved), workdir)

@@ -46,8 +46,8 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
     """Random weights, then the handoff.
 
     Returns:
-      (state before the first update, records of the source runs by part, what became of every weight, and of those that
-      checkpoints refer to instead of writing them the source, as `leaves.references` says it).
+      (state before the first update, records of the source runs by part, what became of every weight, references to the
+      weights that checkpoints do not write again).
     """
     stage, config = prog.stage, prog.stage.config
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
@@ -58,12 +58,10 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
             params, sources, account, moved = handoff.transfer(stage.handoff, config.init_from, params)
         received = flatten(params)
         params = stage.prepare(params, prog.mesh)
-        frozen = []
-        if config.checkpoint.frozen == "reference":
-            now = flatten(prog.optimizer.split(params)[1])
-            same = {path: leaf for path, leaf in moved.items() if now.get(path) is received[path]}
-            frozen = leaves.references(same, now)
-        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, frozen
+        frozen = flatten(prog.optimizer.split(params)[1])
+        unchanged = {path: leaf for path, leaf in moved.items() if frozen.get(path) is received[path]}
+        references = _references(unchanged, frozen) if config.checkpoint.frozen == "reference" else []
+        return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, references
 
 
 def run(stage: Stage, workdir: str) -> dict:
@@ -101,24 +99,22 @@ def run(stage: Stage, workdir: str) -> dict:
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
+        revision = run_folder.code_revision()
         meta = dict(
             config=config_lib.to_dict(stage.config),
             dataset=dataset,
-            revision=run_folder.code_revision(),
+            revision=revision,
+            revisions=[{"step": 0, "revision": revision}],
             wall_seconds=0.0,
         )
         if resuming:
-            state, meta = saves.restore(prog.shapes, meta["revision"])
+            state, meta = saves.restore(prog.shapes, revision)
             _same_dataset(meta["dataset"], dataset, folder)
-            step = int(state.step)
-            meta |= dict(revision=run_folder.code_revision(), revisions=run_folder.revisions(meta, step))
-            if stage.config.checkpoint.frozen == "copy":
-                meta.pop("frozen", None)  # all of it is in memory by now
-            log.info("resumed %s at step %d", folder.path, step)
+            meta = _resumed(meta, int(state.step), revision, stage.config.checkpoint.frozen)
+            log.info("resumed %s at step %d", folder.path, int(state.step))
         else:
             log.info("%s", account)
             meta["lineage"], meta["parents"] = lineage.join(sources)
-            meta["revisions"] = run_folder.revisions(meta, 0)
             if frozen:
                 meta["frozen"] = frozen
         _describe(prog)
@@ -252,7 +248,7 @@ class _Training:
 
 
 class _Trace:
-    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning and never ends the training.
+    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning, the training goes on.
 
     JAX has one profiler a process: left open, it would refuse the next run that wants one.
     """
@@ -286,6 +282,32 @@ class _Trace:
 
 def _shown(values: dict[str, float | None]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+
+
+def _references(unchanged: dict, frozen: dict) -> list[dict]:
+    """References to the frozen weights that came unchanged from another run.
+
+    Raises:
+      UserError: there are none, so that the key would do nothing.
+    """
+    if not unchanged:
+        raise UserError(
+            "config.checkpoint.frozen: 'reference' has nothing to refer to, as no weight is both frozen and taken as "
+            "it is from config.init_from.run; use 'copy'"
+        )
+    return leaves.references(unchanged, frozen)
+
+
+def _resumed(meta: dict, step: int, revision: str, frozen: str) -> dict:
+    """The meta of a run that goes on: the code that it goes on with beside the code before, references as wished."""
+    known = meta.get("revisions") or [{"step": 0, "revision": meta["revision"]}]  # older runs noted the first alone
+    if known[-1]["revision"] != revision:
+        known = [*known, {"step": step, "revision": revision}]
+    if frozen == "copy":
+        meta = {name: value for name, value in meta.items() if name != "frozen"}  # it is all in memory by now
+    elif "frozen" not in meta:
+        log.info("config.checkpoint.frozen: this run was started with copies, and goes on with them")
+    return {**meta, "revision": revision, "revisions": known}
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:

@@ -117,13 +117,6 @@ def params_sha256(params: Mapping) -> str:
     return leaves.sha256(flatten(params), hosts.pieces)
 
 
-def revisions(meta: Mapping, step: int) -> list[dict]:
-    """The code revisions that a resumed run was trained with, each with the step from which on; this one the last."""
-    known = meta.get("revisions") or [{"step": 0, "revision": meta["revision"]}]  # older runs noted the first alone
-    now = code_revision()
-    return known if known[-1]["revision"] == now else [*known, {"step": step, "revision": now}]
-
-
 def code_revision() -> str:
     """Package version and, in a git checkout, its commit with a mark for uncommitted changes."""
     root = storage.absolute(__file__).parents[2]

@@ -113,7 +113,7 @@ def oblong(tmp_path_factory):
     pieces = {p: stream.Pieces(v.shape, v.shape, lambda v=v: [((), np.asarray(v))]) for p, v in flatten(params).items()}
     meta = dict(config=config, dataset={}, lineage=[], revision="", wall_seconds=0.0, step=0)
     stream.write_checkpoint(folder / "checkpoints" / "0", pieces, meta)
-    disk.write_json(folder / "config.json", config)
+    storage.write_json(folder / "config.json", config)
     return folder, model, params["encoder"]
 
 

@@ -185,6 +185,14 @@ def test_lineage_names_the_weights_that_were_handed_over(mae_run, tmp_path):
     assert record["params_sha256"] != result(mae_run)["params_sha256"]
 
 
+def test_nothing_to_refer_to_is_one_line(mae_run, tmp_path, capsys):
+    classify = f"--config={ROOT / 'configs/classify/digits.py'}"  # all of it trains
+    overrides = {**RECIPES["classify"], "init_from.run": str(mae_run), "checkpoint.frozen": "reference"}
+    assert main(["train", classify, f"--workdir={tmp_path / 'run'}", *arguments(overrides)]) == 2
+    assert "config.checkpoint.frozen: 'reference' has nothing to refer to" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def bytes_of(folder: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
