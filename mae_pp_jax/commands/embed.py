@@ -19,7 +19,7 @@ from mae_pp_jax.core.partition import MeshConfig
 from mae_pp_jax.data import images as images_lib
 from mae_pp_jax.data.decode import Unreadable
 from mae_pp_jax.models import positions
-from mae_pp_jax.stages import saved_encoder
+from mae_pp_jax.stages.shared import saved_encoder
 
 log = logging.getLogger(__name__)
 

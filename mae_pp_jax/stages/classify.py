@@ -17,7 +17,7 @@ from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.models import layer_decay, vit
 from mae_pp_jax.ops import losses
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)

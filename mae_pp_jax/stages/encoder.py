@@ -9,7 +9,7 @@ from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
-from mae_pp_jax.stages import features
-from mae_pp_jax.stages.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared import features
+from mae_pp_jax.stages.shared.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)

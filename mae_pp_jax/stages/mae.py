@@ -19,7 +19,7 @@ from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.reconstruct import Reconstructions
 from mae_pp_jax.models import mae, vit
 from mae_pp_jax.models.mae import Mae, MaeConfig, mae_forward_flops
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import partition
-from mae_pp_jax.stages import features
+from mae_pp_jax.stages.shared import features
 
 WIDTH, BATCH, BATCHES = 6, 32, 5
 

@@ -11,7 +11,7 @@ import pytest
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import evals, fields, images, source
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
 class _Stage(ImageStage):
