@@ -47,7 +47,7 @@ def simulate(
     exponent 1.
 
     Args:
-      labels: int [records], the true classes.
+      labels: int [records], the true classes; an image whose class is unknown (-1) gets no tag.
       class_names: name of each class.
       seed: of the draws; the vocabulary does not depend on it.
       attributes: attribute tag → the classes that have it. By default classes fall into about √classes groups of
@@ -77,7 +77,7 @@ def simulate(
     named = np.where(rng.random(records) < rates.wrong, other, labels)
     forms = rng.random((records, len(_FORMS))) < np.array([1 - rates.missing] + [rates.synonym] * (len(_FORMS) - 1))
     wrong_attribute = rng.random(records) < rates.wrong_attribute
-    untagged = rng.random(records) < rates.untagged
+    untagged = (rng.random(records) < rates.untagged) | (labels < 0)  # of an unknown class nothing can be said
     junk_count = rng.poisson(rates.junk, records)
     weights = np.arange(1, rates.junk_tags + 1) ** -rates.junk_exponent
     junk_ends = np.cumsum(junk_count)

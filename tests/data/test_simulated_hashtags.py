@@ -80,3 +80,10 @@ def test_given_attributes_go_to_their_classes():
     tags, vocabulary = simulated_hashtags.simulate(LABELS[:50], CLASSES, seed=0, attributes=even, rates=rates)
     tag = vocabulary.index("even")
     assert [tag in ids for ids in tags] == [label % 2 == 0 for label in LABELS[:50]]
+
+
+def test_images_of_an_unknown_class_get_no_tag():
+    labels = np.array([0, -1, 2, -1] * 50)
+    tags, _ = simulated_hashtags.simulate(labels, ["a", "b", "c"], seed=0)
+    assert all(len(ids) == 0 for ids, label in zip(tags, labels, strict=True) if label < 0)
+    assert all(np.all(ids >= 0) for ids in tags) and any(len(ids) for ids in tags)

@@ -4,8 +4,10 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 import tqdm
@@ -51,11 +53,22 @@ def run(what: str, step: Callable, parts: Sequence[Part], *, runner: str, option
             own = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
             if own:
                 raise UserError(own[1]) from error
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
-                f"--runner: a part failed ({type(error).__name__}: {lines[-1] if lines else ''}); mend it and run the "
-                "same command again, which goes on from here"
+                f"--runner: a part failed ({_last_line(error)}; its trace: {_keep_trace(error)}); repair what it names "
+                "and run the same command again, which goes on from here"
             ) from error
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _keep_trace(error: Exception) -> str:
+    """The name of a file of this machine that holds the trace of an unforeseen error, which Beam sends as text."""
+    with tempfile.NamedTemporaryFile("w", prefix="data-build-", suffix=".log", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name
 
 
 def _pipeline(runner: str, options: Sequence[str], workers: int):
