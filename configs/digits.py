@@ -1,4 +1,4 @@
-"""The digits that scikit-learn ships, 8 × 8 pixels, and the small model for them; shared by the demo's recipes, not a recipe."""
+"""The digits of scikit-learn, 8 × 8 pixels, and the small model for them; shared by recipes, not a recipe."""
 
 DATA = dict(name="digits_hashtags", image_size=8, flip=False, cache="ram", threads=1)
 TRAINED = dict(DATA, crop="shift", shift=1)  # where the encoder is trained

@@ -2,14 +2,14 @@
 
 python -m mae_pp_jax train --config=configs/classify/in1k.py:size=B/16 --workdir=DIR --config.init_from.run=MAE_RUN
 
-python -m mae_pp_jax convert --from=mae:vit_l16 --to=runs/mae_l16
-python -m mae_pp_jax train --config=configs/classify/in1k.py:model=mae:vit_l16 --workdir=DIR --config.init_from.run=runs/mae_l16
+python -m mae_pp_jax convert --from=mae:vit_l16 --to=RUN
+python -m mae_pp_jax train --config=configs/classify/in1k.py:model=mae:vit_l16 --workdir=DIR --config.init_from.run=RUN
 
 Effective batch 1024; learning rate 5e-4 (B) or 1e-3 · batch / 256. RandAugment, mixup, cutmix and random erasing of
 the published recipe are not there yet. Hardware: an accelerator; `plan` says how many chips, none has been tried.
 Expected with these augmentations, top-1: MAE on ImageNet-1k ViT-B 83.6, ViT-L 85.9, ViT-H 86.9 (MAE repository); for
 the released encoders see mae_pp_jax/interop/README.md. Here: not run.
-Released models that are finetuned already (names that end in _ft_in1k) need no recipe: `evaluate` measures their folder.
+Released models that are finetuned already (names that end in _ft_in1k) need no recipe: `evaluate` measures them.
 """
 
 import ml_collections

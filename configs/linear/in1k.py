@@ -2,8 +2,8 @@
 
 python -m mae_pp_jax train --config=configs/linear/in1k.py:size=B/16 --workdir=DIR --config.init_from.run=MAE_RUN
 
-python -m mae_pp_jax convert --from=maws:vit_h14 --to=runs/maws_h14
-python -m mae_pp_jax train --config=configs/linear/in1k.py:model=maws:vit_h14 --workdir=DIR --config.init_from.run=runs/maws_h14
+python -m mae_pp_jax convert --from=maws:vit_h14 --to=RUN
+python -m mae_pp_jax train --config=configs/linear/in1k.py:model=maws:vit_h14 --workdir=DIR --config.init_from.run=RUN
 
 Effective batch 16384; LARS, learning rate 0.1 · batch / 256 = 6.4, no decay; 90 epochs for B, 50 for larger models.
 Hardware: an accelerator; `plan` says how many chips, none has been tried.

@@ -4,9 +4,10 @@ python -m mae_pp_jax train --config=configs/mae/ig3b.py:size=L/16,data=NAME --wo
 python -m mae_pp_jax plan --config=configs/mae/ig3b.py:size=L/16 --topology=v5e:8x8
 
 One epoch is 5 billion resampled images of 3 billion. Effective batch 4096; learning rate 1.5e-4 · batch / 256 = 2.4e-3.
-The paper's warmup for a single epoch is not public; 2.5% is the proportion of MAE's 40 epochs of 1600. Hardware: the TPU
-slice below, settings found by `plan --search`; no size fills half of its memory (mae_pp_jax/planning/README.md).
-Expected after finetuning on ImageNet-1k (MAWS repository): B 83.5, L 86.1, H 87.4, 2B 87.8, 6.5B 88.3 top-1. Here: planned, not run.
+The paper's warmup for a single epoch is not public; 2.5% is the proportion of MAE's 40 epochs of 1600. Hardware: the
+TPU slice below, settings found by `plan --search`; no size fills half of its memory (mae_pp_jax/planning/README.md).
+Expected after finetuning on ImageNet-1k (MAWS repository): B 83.5, L 86.1, H 87.4, 2B 87.8, 6.5B 88.3 top-1.
+Here: planned, not run.
 """
 
 import ml_collections
