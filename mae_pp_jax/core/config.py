@@ -182,7 +182,7 @@ def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, r
 
 
 def describe(schema: type, values: Mapping, prefix: str = "--config.") -> list[str]:
-    """Help lines, one a key: its dotted name, its value in a resolved config, permitted values and documentation."""
+    """Help lines, one per key: its dotted name, its value in a resolved config, permitted values and documentation."""
     lines = []
     for field in dataclasses.fields(schema):
         doc, choices, value = field.metadata["doc"], field.metadata.get("choices"), values[field.name]
