@@ -12,14 +12,14 @@ Start with `make demo`, or train one stage:
   python -m mae_pp_jax train --config=configs/mae/digits.py --workdir=runs/mae
 Every verb explains itself: python -m mae_pp_jax VERB --help"""
 
-EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what and the mend); 3 the run stopped itself;
-75 preempted after saving, or a process of a run of many is gone: the same command resumes."""
+EXITS = """Exit codes: 0 done; 2 the input is wrong (one line says what, and how to fix it); 3 the run stopped itself;
+75 preempted after saving, or another process of the run is gone: the same command resumes."""
 
 TRAINING = ("train", "pipeline", "bench")  # verbs that run train steps
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, one subparser a verb."""
+    """The command line, one subparser per verb."""
     from mae_pp_jax.commands import bench, convert, data, embed, evaluate, pipeline, plan, report, train
 
     top = _Parser(

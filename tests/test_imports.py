@@ -1,4 +1,4 @@
-"""Who may import whom, as DESIGN draws it; and configs import nothing but ml_collections."""
+"""Who may import whom; and configs import nothing but ml_collections and their own shared files."""
 
 import ast
 import pathlib
@@ -82,5 +82,11 @@ def test_only_functional_splits_and_merges_modules():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_configs_import_only_ml_collections(path):
-    assert {name.split(".")[0] for name in imported(path)} <= {"ml_collections"}
+def test_configs_import_ml_collections_and_shared_files_only(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert [alias.name for alias in node.names] == ["ml_collections"]
+        elif isinstance(node, ast.ImportFrom):
+            folder = {1: path.parent, 2: path.parent.parent}[node.level]
+            assert folder.is_relative_to(ROOT / "configs")
+            assert (folder / f"{node.module}.py").is_file()

@@ -1,12 +1,15 @@
-"""k labelled images a class of ImageNet-1k on frozen features, five draws; a linear head.
+"""k labelled images per class of ImageNet-1k on frozen features, five draws; a linear head.
 
 python -m mae_pp_jax train --config=configs/low_shot/in1k.py:size=B/16,shots=5 --workdir=DIR --config.init_from.run=RUN
 
-The paper's protocol (VPT adapters, hyper-parameters in its appendix) is not public; this is ours. Published with it:
-MAWS ViT-H 79.8, ViT-2B 81.5 top-1 at 5 shots. Here: not run.
+Effective batch 1280, 256 per draw; learning rate 0.1 · batch of a draw / 256 = 0.1. The paper's protocol (VPT adapters,
+hyper-parameters in its appendix) is not public; this is ours. Hardware: an accelerator; `plan` says how many chips,
+none has been tried. Published with the paper's protocol: MAWS ViT-H 79.8, ViT-2B 81.5 top-1 at 5 shots. Here: not run.
 """
 
 import ml_collections
+
+from ..imagenet import DATA, DECLARED, EVALS
 
 
 def get_config(size="B/16", shots=5):
@@ -16,9 +19,8 @@ def get_config(size="B/16", shots=5):
     c.global_batch = 1280
     c.shots, c.splits = shots, 5
     c.log_every, c.eval_every = "1%", "25%"
-    c.data = dict(name="imagenet2012", image_size=224, crop="random_resized", crop_scale=(0.2, 1.0))
-    c.evals = dict(val=dict(split="validation", share=0.875))
-    c.declared = dict(records=1_281_167, classes=1000)
+    c.data = dict(DATA, crop_scale=(0.2, 1.0))
+    c.evals, c.declared = EVALS, DECLARED
     c.model = dict(size=size, pool="cls")
     c.optim = dict(name="sgd", lr=0.1, warmup="10%", b1=0.9, weight_decay=1e-4)
     return c

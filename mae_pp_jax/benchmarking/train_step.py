@@ -1,6 +1,6 @@
 """Times the train step of a stage, alone and fed by its input, and the input alone.
 
-The step is the one that training runs, on random weights. Nothing is read but, where the input is timed, the data.
+The step is the one that training runs, on random weights. No data is read unless the input is timed.
 """
 
 import concurrent.futures

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 HELP = "make a dataset of tagged images in folders, tars or records"
 DESCRIPTION = """\
 Builds a TFDS dataset (array_record shards) from
-  a folder of images and a file with a row an image     --from=ROOT --sidecar=metadata.jsonl   (.jsonl, .csv, .tsv)
+  a folder of images and a file with a row per image     --from=ROOT --sidecar=metadata.jsonl   (.jsonl, .csv, .tsv)
   WebDataset tars                                       --from='/data/*.tar'                   (.tar, .tar.gz …)
   a dataset of TFDS, or files of tf.train.Example       --from=NAME, --from='/data/*.tfrecord*'
   folders of classes                                    --from=ROOT with ROOT/CLASS/*.jpg
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         default="",
         metavar="MEANING:COLUMN,…",
-        help="which column means what, for other names than image: file, file_name …; hashtags: hashtags, tags; "
+        help="names of columns where they differ from image: file, file_name …; hashtags: hashtags, tags; "
         "caption: caption, text; label: label, class; split: split. As caption:title,label:category",
     )
     add("--splits", default="", metavar="NAME:SHARE,…", help="default: the input's own, else train:0.9,test:0.1")
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split_by",
         default="",
         metavar="COLUMN,…",
-        help="columns whose equal values must not part (title, series …), and `looks` for near-identical pictures",
+        help="columns whose equal values stay in one split (title, series …), and `looks` for near-identical pictures",
     )
-    add("--split_seed", type=int, default=0, metavar="N", help="another choice of the splits")
+    add("--split_seed", type=int, default=0, metavar="N", help="seed of the random choice of the splits")
     add(
         "--encode",
         default="keep",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data_dir", default="", metavar="DIR", help="where TFDS keeps its datasets (default: its own)")
     add("--from_data_dir", default="", metavar="DIR", help="the same for a dataset of TFDS that is read")
     add("--version", default="1.0.0", help="of the new dataset (default: 1.0.0)")
-    add("--workers", type=int, default=0, metavar="N", help="threads on this machine (default: one a core)")
+    add("--workers", type=int, default=0, metavar="N", help="threads on this machine (default: one per core)")
     add("--runner", default="", metavar="BEAM_RUNNER", help="such as DataflowRunner, FlinkRunner (default: here)")
     add("--beam_option", action="append", default=[], metavar="KEY=VALUE", help="Beam's own option; may be repeated")
 
@@ -115,7 +115,7 @@ def _show(report: dict, request, where: str) -> None:
     if total["with_hashtags"]:
         images = sum(report["written"].values())
         print(
-            f"{total['hashtags'] / images:.2f} hashtags an image; {images - total['with_hashtags']:,} images have none"
+            f"{total['hashtags'] / images:.2f} hashtags per image; {images - total['with_hashtags']:,} images have none"
         )
         print(
             f"next: python -m mae_pp_jax data hashtags --name={report['name']}{where} --to={report['name']}_tags.json"

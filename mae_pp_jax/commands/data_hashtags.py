@@ -12,7 +12,7 @@ HELP = "make classes of a dataset's raw hashtags"
 DESCRIPTION = """\
 Makes a vocabulary for weakly supervised pretraining: one class for all spellings (#Ice_Cream, icecream), for singular
 and plural, and for synonyms, which are WordNet's synsets (brown bear = Ursus arctos). What is no noun of WordNet, a
-stop tag, too rare or beyond the size is dropped. Writes FILE.json, and beside it FILE.md, a report, with FILE.png, its picture.
+stop tag, too rare or beyond the size is dropped. Writes FILE.json, and beside it a report, FILE.md with FILE.png.
 
 Training takes it by --config.data.vocabulary=FILE.json; it needs no WordNet then, and finds the same classes.
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unknown", default="drop", choices=("drop", "keep"), help="tags that are no noun of WordNet (default: drop)")
     add("--min_count", type=int, default=5, metavar="N", help="images that a class needs (default: 5)")
     add("--size", type=int, default=28_000, metavar="N", help="the most classes, the commonest first (default: 28000)")
-    add("--stop", default="", metavar="TAG,…|FILE", help="more tags to drop: a list, or a file with one a line")
+    add("--stop", default="", metavar="TAG,…|FILE", help="more tags to drop: a list, or a file with one per line")
     add("--no_stop", action="store_true", help="without the built-in stop tags (love, instagood …)")
 
 
@@ -94,5 +94,5 @@ def _stop_tags(text: str) -> tuple[str, ...]:
     if text and storage.is_file(path):
         return tuple(line.strip() for line in storage.read_text(path).splitlines() if line.strip())
     if "/" in text:
-        raise UserError(f"--stop: no file {text}; give a file with a tag a line, or tags separated by commas")
+        raise UserError(f"--stop: no file {text}; give a file with one tag per line, or tags separated by commas")
     return tuple(filter(None, (tag.strip() for tag in text.split(","))))

@@ -23,8 +23,8 @@ from mae_pp_jax.stages.shared import saved_encoder
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION = """Writes one feature an image: an .npz file with `features` (float32 [images, width]) and `files` (their
-names, in the same order). The newest checkpoint of any run serves, also of an imported one. Images are resized to cover
+DESCRIPTION = """Writes one feature per image: an .npz file with `features` (float32 [images, width]) and `files` (their
+names, in the same order), by the newest checkpoint of a run, trained here or imported. Images are resized to cover
 the model's input and cut to their centre.
 
 examples:

@@ -17,14 +17,15 @@ from mae_pp_jax.stages import registry
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation sets; prints the metrics as JSON and writes a file
-for each set, WORKDIR/evaluations/SET_STEP_….json, with what was measured on what. Other data or settings make another file.
+DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation sets; prints the metrics as JSON and writes
+a file per set, WORKDIR/evaluations/SET_STEP_….json: metrics, dataset, overrides and the SHA-256 of the checkpoint.
+Other data or settings make another file.
 
 examples:
   python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
-  python -m mae_pp_jax evaluate --workdir=runs/maws_b16_ft --config.data.name=/photos --config.evals.test.split=test
+  python -m mae_pp_jax evaluate --workdir=runs/finetune --config.evals.photos.data=/photos --evaluators=photos
 
---config.KEY=VALUE replaces a key of the run's config, such as the data that an imported model is measured on."""
+--config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set."""
 
 
 def add_parser(verbs) -> None:
@@ -35,7 +36,7 @@ def add_parser(verbs) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
-    parser.add_argument("--evaluators", metavar="a,b", help="evaluation sets to measure on; all when not given")
+    parser.add_argument("--evaluators", metavar="SETS", help="evaluation sets, separated by commas (default: all)")
     hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
@@ -106,7 +107,7 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
 def _write(folder: storage.Path, step: int, stage: Stage, name: str, overrides: dict, metrics: dict) -> None:
     """Writes the metrics of an evaluation set with what they were measured on.
 
-    The name of the file tells apart evaluations of other data, settings and checkpoints, so that none replaces another.
+    Evaluations of other data, settings or checkpoints have other file names, so that none replaces another.
     """
     record = dict(
         evaluated=name,

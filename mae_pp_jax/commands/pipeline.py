@@ -45,7 +45,7 @@ def add_parser(verbs) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="stages trained side by side; default: on CPUs one a core, at most 4, else 1",
+        help="stages trained side by side; default: on CPUs one per core, at most 4, else 1",
     )
     hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
@@ -89,7 +89,7 @@ def pipeline(
     )
     workers = _default_workers() if workers is None else workers
     if workers > 1 and hosts.count() > 1:
-        raise UserError(f"--workers: {workers} side by side are for one process; leave it out on many")
+        raise UserError("--workers: stages side by side need a run of one process; leave --workers out with several")
     if hosts.first():
         storage.check_writable(folder, "--workdir", folder=True)
     with lease.hold(folder):
@@ -110,7 +110,7 @@ def pipeline(
 
 
 def _default_workers() -> int:
-    """One worker drives all accelerators; on CPUs small models gain from one process a core."""
+    """One worker drives all accelerators; on CPUs small models gain from one process per core."""
     if jax.default_backend() != "cpu" or hosts.count() > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""`plan`: compiles a stage's train step for a slice of chips that is not at hand, and says what it needs there."""
+"""`plan`: compiles a stage's train step for a TPU slice that is not at hand, and says what it needs there."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from mae_pp_jax.planning import search as search_lib
 from mae_pp_jax.stages import registry
 from mae_pp_jax.workers import compilation
 
-DESCRIPTION = """Compiles the real train step of a config for a slice of TPUs on a machine that has none, and prints
+DESCRIPTION = """Compiles the real train step of a config for a TPU slice on a machine that has none, and prints
 whether it fits, what takes the memory, where the cycles go and how high utilisation can be. Nothing runs, no data is
 read; the TPU compiler comes with the extra [tpu].
 
@@ -20,7 +20,7 @@ examples:
   python -m mae_pp_jax plan --config=configs/mae/in1k.py:size=L/16 --topology=v5e:8x8 --search
   python -m mae_pp_jax plan --config=configs/mae/digits.py --topology=cpu:8
 
-A slice is CHIP:SHAPE, chips along each side: v4:4x4x4, v5e:8x8, v5p:4x4x8, v6e:16x16, tpu7x:2x2x1; cpu:8 is eight
+A TPU slice is CHIP:SHAPE, chips along each side: v4:4x4x4, v5e:8x8, v5p:4x4x8, v6e:16x16, tpu7x:2x2x1; cpu:8 is eight
 simulated devices. A config that does not fit is a result (exit code 0), said in the first line and by "fits" of
 --json. --search compiles meshes, microbatches and rematerialisation policies, drops what earlier ones rule out, and
 ends with the best that fits in 90% of HBM as overrides to paste; stopped, the same command goes on where it was."""
@@ -29,7 +29,7 @@ ends with the best that fits in 90% of HBM as overrides to paste; stopped, the s
 def add_parser(verbs) -> None:
     parser = verbs.add_parser(
         "plan",
-        help="whether a config fits a slice of TPUs, and how fast it may be",
+        help="whether a config fits a TPU slice, and how fast it may be",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -111,7 +111,7 @@ def search(
     """
     chosen = slices.parse(topology)
     if chosen.chip is None:
-        raise UserError(f"--search: {topology} has no cycle estimates to compare; name a slice of TPUs such as v5e:8x8")
+        raise UserError(f"--search: {topology} has no cycle estimates to compare; name a TPU slice such as v5e:8x8")
     if jobs < 1:
         raise UserError(f"--jobs: must be at least 1, got {jobs}")
     _check_outputs(json_file, search_file or str(search_lib.FOLDER / "any.jsonl"))

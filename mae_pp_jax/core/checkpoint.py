@@ -99,7 +99,7 @@ class Checkpoints:
         hosts.barrier()
 
     def _check_space(self, parts: dict) -> None:
-        """Refuses before anything is written; a disk that fills up half-way is noticed too, but by many at once."""
+        """Refuses before anything is written; a disk that fills up half-way is noticed by many processes at once."""
         if not hosts.first():
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(parts)) + SPACE_FOR_INDEXES
@@ -112,7 +112,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _all_or_nothing(self):
-        """What a save that failed has written so far is removed."""
+        """Removes what a failed save has written so far."""
         try:
             with storage.writing(self.folder):
                 yield

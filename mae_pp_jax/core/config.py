@@ -6,17 +6,20 @@ an unknown key, a wrong type or a value out of range is a `UserError` that names
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import inspect
 import json
 import math
 import pathlib
 import re
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -72,7 +75,8 @@ def load_file(spec: str) -> dict:
 
     Args:
       spec: `path/to/file.py` or `path/to/file.py:size=L/16,flag`. Arguments are keyword arguments of the file's
-        `get_config`, converted to the types of their defaults; a bare name means True.
+        `get_config`, converted to the types of their defaults; a bare name means True. The file may import others of
+        its folder and of the folder above, relatively.
 
     Raises:
       UserError: no such file, an error in it, or an argument that its `get_config` does not take.
@@ -82,13 +86,45 @@ def load_file(spec: str) -> dict:
     if not path.is_file():
         near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
         raise UserError(f"--config: no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    with _package(path.resolve()):
+        return _run(path, arguments)
+
+
+_PACKAGE = "config_tree"
+
+
+@contextlib.contextmanager
+def _package(path: pathlib.Path) -> Iterator[None]:
+    """Makes a file's folder, and the folder above it, a package while the file is loaded.
+
+    So recipes share data by relative imports such as `from ..imagenet import DATA`. What they import is read anew for
+    each file and forgotten afterwards: two trees with equal names do not mix.
+    """
+    importlib.invalidate_caches()
     try:
-        loader = importlib.util.spec_from_file_location("config_" + path.stem, path)
+        for name, folder in ((_PACKAGE, path.parent.parent), (f"{_PACKAGE}.folder", path.parent)):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = [str(folder)]
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
+            del sys.modules[name]
+
+
+def _run(path: pathlib.Path, arguments: str) -> dict:
+    """The keys that `get_config` of a file gives for textual arguments."""
+    try:
+        loader = importlib.util.spec_from_file_location(f"{_PACKAGE}.folder.{path.stem.replace('.', '_')}", path)
         module = importlib.util.module_from_spec(loader)
         loader.loader.exec_module(module)
         get_config = module.get_config
     except Exception as error:  # whatever a user's file raises becomes one line
-        raise UserError(f"--config: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(f"{_PACKAGE}."):
+            above, name = path.resolve().parent, error.name.removeprefix(f"{_PACKAGE}.").removeprefix("folder.")
+            above = above if error.name.startswith(f"{_PACKAGE}.folder.") else above.parent
+            told = f"it shares {name}.py of the folder {above}, which is not there; put it there"
+        raise UserError(f"--config: {path} cannot be loaded: {told}") from error
     known = {p.name: p.default for p in inspect.signature(get_config).parameters.values()}
     kwargs = {}
     for part in filter(None, arguments.split(",")):
@@ -146,7 +182,7 @@ def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, r
 
 
 def describe(schema: type, values: Mapping, prefix: str = "--config.") -> list[str]:
-    """Help lines, one a key: its dotted name, its value in a resolved config, permitted values and documentation."""
+    """Help lines, one per key: its dotted name, its value in a resolved config, permitted values and documentation."""
     lines = []
     for field in dataclasses.fields(schema):
         doc, choices, value = field.metadata["doc"], field.metadata.get("choices"), values[field.name]

@@ -1,4 +1,4 @@
-"""What a command prints: our own lines, above a progress bar if there is one, and no noise of libraries."""
+"""What a command prints: the package's own lines, above a progress bar if there is one, and none of libraries."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ class _AroundBar(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Our lines of level INFO and above go to stderr as they are."""
+    """Prints this package's log lines of level INFO and above on stderr, unchanged."""
     ours = logging.getLogger("mae_pp_jax")
     if not ours.handlers:
         handler = _AroundBar(logging.INFO)
@@ -25,14 +25,14 @@ def log_to_stderr() -> None:
 
 
 def only_warnings() -> None:
-    """For the processes of a run that do not talk: what they print are warnings and errors."""
+    """For all processes but the first: only warnings and errors are printed."""
     for handler in logging.getLogger("mae_pp_jax").handlers:
         if isinstance(handler, _AroundBar):
             handler.setLevel(logging.WARNING)
 
 
 def on_terminal() -> bool:
-    """Whether our lines go to a terminal, where a progress bar may move; false in workers, which say nothing."""
+    """Whether output goes to a terminal, where a progress bar can be drawn; false in workers, which print nothing."""
     shown = any(isinstance(handler, _AroundBar) for handler in logging.getLogger("mae_pp_jax").handlers)
     return shown and sys.stderr.isatty()
 
@@ -45,7 +45,7 @@ def clock(seconds: float) -> str:
 
 
 def quiet_libraries() -> None:
-    """Only our own loggers speak: orbax and asyncio print tracebacks, a thread each, of what they then also raise."""
+    """Silences libraries' loggers: orbax and asyncio print tracebacks, once per thread, of what they also raise."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """The user's input is wrong. The message is one line: the field, what was wrong, the mend. Exit code 2."""
+    """The user's input is wrong. The message is one line: the field, what is wrong, how to fix it. Exit code 2."""
 
     exit_code = 2
 
@@ -14,7 +14,7 @@ class RunStopped(Exception):
 
 
 class Preempted(Exception):
-    """The machine asked the run to leave and the run has saved its state; the same command resumes. Exit code 75."""
+    """The machine asked the process to end and the run has saved its state; the same command resumes. Exit code 75."""
 
     exit_code = 75
 

@@ -1,7 +1,7 @@
 """Weights from a finished stage to the next: every leaf of both sides is accounted for, or the run does not start.
 
 A stage declares a `Handoff`: which source leaves move, which are dropped, which target leaves may stay fresh and how a
-moved leaf of another shape is resized. Nothing is matched by accident and nothing is skipped in silence.
+moved leaf of another shape is resized. Nothing is matched or skipped without a rule.
 """
 
 import dataclasses

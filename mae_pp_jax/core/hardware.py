@@ -30,7 +30,7 @@ class Chip:
 
 
 # Device kind → chip. Clocks of TPUs follow from their peaks: v4 and v5p have 8, v5e 4 matrix units of 128 × 128, v6e
-# and each half of a tpu7x 4 units of 256 × 256, 2 FLOPs a multiply-add.
+# and each half of a tpu7x 4 units of 256 × 256, 2 FLOPs per multiply-add.
 CHIPS = {
     "TPU v4": Chip(275e12, 30.75 * GIB, 1.2e12, 1.05e9),
     "TPU v5 lite": Chip(197e12, 15.75 * GIB, 0.82e12, 1.5e9),

@@ -1,6 +1,6 @@
-"""One run on many processes: how they find each other, agree, and end together. A run of one process pays nothing.
+"""One run on many processes: how they find each other, agree, and end together. A run of one process does none of it.
 
-Process 0 writes all files but the arrays of checkpoints, and is the only one that talks. Messages between processes go
+Process 0 writes all files but the arrays of checkpoints, and is the only one that prints. Messages between processes go
 through the service that JAX's process 0 keeps (`jax.distributed`), not through the accelerators, so that they also
 arrive while a collective operation waits for a process that is gone.
 """
@@ -54,7 +54,7 @@ def add_arguments(parser) -> None:
     """Adds the flags that say which one of several processes this is."""
     group = parser.add_argument_group(
         "many hosts",
-        "Start the same command once a process. TPU pods, Slurm and Open MPI say by themselves which process each is; "
+        "Start the same command once per process. On TPU pods, Slurm and Open MPI each process knows its number; "
         "elsewhere give all three, or launch/local.sh does. Environment: " + ", ".join(_FLAGS.values()) + ".",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached by the others")
@@ -65,13 +65,13 @@ def add_arguments(parser) -> None:
         type=int,
         default=JOIN_SECONDS,
         metavar="SECONDS",
-        help=f"wait so long for the others at the start, then give up (default: {JOIN_SECONDS})",
+        help=f"seconds to wait for the others at the start (default: {JOIN_SECONDS})",
     )
 
 
 @contextlib.contextmanager
 def together(args) -> Iterator[None]:
-    """Joins the processes of a run for a block; what ends one of them inside ends all, with one line of process 0.
+    """Joins the processes of a run for a block; an error of one of them ends all, with one line of process 0.
 
     Args:
       args: parsed arguments of `add_arguments`.
@@ -189,7 +189,7 @@ def _number(name: str) -> int:
 
 
 def _check_port(port: int) -> None:
-    """JAX's service dies of a port that is taken."""
+    """Checks that the port is free, as JAX's service would abort the process otherwise."""
     with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -201,7 +201,7 @@ def _check_port(port: int) -> None:
 
 
 def _give_up(where: str, number: int | None, index: int | None, timeout: int) -> NoReturn:
-    """Ends a process that waits in vain; the connection is made in C++, which no exception can interrupt."""
+    """Ends a process whose wait timed out; the connection is made in C++, which no exception can interrupt."""
     if index == 0:
         problem = f"--processes: not all {number} processes came to {where}"
     else:
@@ -232,7 +232,7 @@ def _client():
 def from_first(make: Callable[[], Any]) -> Any:
     """What `make()` returns on process 0, on every process: files may look different from elsewhere, or later.
 
-    The value must be JSON. What `make` raises ends all processes.
+    The value must be JSON. An exception of `make` ends all processes.
     """
     if count() == 1:
         return make()
@@ -242,10 +242,10 @@ def from_first(make: Callable[[], Any]) -> Any:
     return json.loads(_client().blocking_key_value_get(key, WAIT_SECONDS * 1000))
 
 
-def check_same(field: str, value: Any, mend: str) -> None:
+def check_same(field: str, value: Any, fix: str) -> None:
     """Raises `UserError` on a process where a JSON value differs from that of process 0."""
     if count() > 1 and from_first(lambda: value) != json.loads(json.dumps(value)):
-        raise UserError(f"{field}: process {jax.process_index()} has another one than process 0; {mend}")
+        raise UserError(f"{field}: process {jax.process_index()} has another one than process 0; {fix}")
 
 
 def everyone(value: Any) -> list:
@@ -265,7 +265,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def first_goes_first() -> Iterator[None]:
-    """Process 0 goes through a block alone, then all others at once: what it makes on storage, they find."""
+    """Process 0 runs a block first, then all others at once: they find on storage what it made."""
     if not first():
         barrier()
     yield
@@ -302,7 +302,7 @@ def _cutter(mesh: jax.sharding.Mesh, step: int):
 
 @contextlib.contextmanager
 def before_end(act: Callable[[], None]) -> Iterator[None]:
-    """Has `act` called where the failure of another process ends this one in the block: no `finally` runs then."""
+    """Calls `act` when the failure of another process ends this one within the block, as no `finally` runs then."""
     _last_acts.append(act)
     try:
         yield
@@ -362,7 +362,7 @@ def _watch(done: threading.Event) -> None:
 
 
 def _end(code: int, said: str) -> NoReturn:
-    """Ends this process, not before all know why; without JAX's orderly shutdown, which waits for the dead."""
+    """Ends this process once all know why, without JAX's orderly shutdown, which waits for processes that are gone."""
     _ending.acquire()  # never released: another thread that comes here waits for the end
     if first() and said:
         _say(said)
@@ -380,6 +380,6 @@ def _end(code: int, said: str) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    """Prints to stderr, where somebody still reads it: a process must also end when nobody does."""
+    """Prints to stderr if it is still open: a process must also end when nobody reads it."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 A lease is taken by making the next file, of which the storage lets one process alone succeed; no file lock is needed,
 so it works on shared storage. The owner rewrites its file every few seconds. An owner that is known dead, or has not
-written for long, loses the folder to the next who comes; when it was only paused, it finds that out before it saves.
+written for long, loses the folder to the next process that asks; one that was only paused notices before it saves.
 """
 
 import contextlib
@@ -117,7 +117,7 @@ class _Lease:
         return json.dumps({**self._me, "beat": time.time()})
 
     def _remove_up_to(self, number: int) -> None:
-        """Removes leases that count no more, and what killed processes left half-written."""
+        """Removes leases that are no longer valid, and what killed processes left half-written."""
         for name in storage.names(self._folder):
             if name.endswith(".tmp") or (name[:-5].isdigit() and int(name[:-5]) <= number):
                 storage.remove(self._folder / name)
@@ -143,7 +143,7 @@ def _owner(folder: storage.Path) -> tuple[int, dict]:
 def _alive(folder: storage.Path, number: int, owner: dict) -> bool:
     """Whether an owner is still at work: it has given a sign of life lately and, on this machine, its process is there.
 
-    Of a process on another machine that gave one lately, only the next one tells; this waits for it.
+    For a process on another machine that gave one lately, this waits for the next one.
     """
     if time.time() - owner["beat"] >= STALE_SECONDS:
         return False

@@ -86,7 +86,7 @@ def run(stage: Stage, workdir: str) -> dict:
     stage.reader = partition.reader(mesh)
     with hosts.first_goes_first():  # a dataset that is not there yet is prepared once
         prog = program_lib.make(stage, mesh)
-        dataset = stage.dataset  # opens all splits: a missing one is told before anything is written
+        dataset = stage.dataset  # opens all splits: a missing one is reported before anything is written
     hosts.check_same("config.data.name", dataset, "give all processes the same data")
     with contextlib.ExitStack() as cleanup:
         still_owned = cleanup.enter_context(lease.hold(folder.path))
@@ -248,9 +248,9 @@ class _Training:
 
 
 class _Trace:
-    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning, the training goes on.
+    """The profiler's trace of steps `first` to `last`; its failures are warnings and never end the training.
 
-    JAX has one profiler a process: left open, it would refuse the next run that wants one.
+    JAX has one profiler per process: left open, it would refuse the next run that wants one.
     """
 
     def __init__(self, folder: storage.Path, first: int, last: int):
@@ -311,7 +311,7 @@ def _resumed(meta: dict, step: int, revision: str, frozen: str) -> dict:
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
-    """Refuses other data; what only one of both states, an older code or a new evaluation set, says nothing."""
+    """Refuses other data; what only one of the two states (older code, a new evaluation set) is not compared."""
     saved, now = flatten(saved), flatten(now)
     if changes := ", ".join(f"{k} was {v}, is {now[k]}" for k, v in saved.items() if k in now and now[k] != v):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Metrics as (sum, weight) pairs, and where people see them: jsonl rows, TensorBoard, a progress bar or log lines."""
+"""Metrics as (sum, weight) pairs, and where they are shown: jsonl rows, TensorBoard, a progress bar or log lines."""
 
 import concurrent.futures
 import contextlib

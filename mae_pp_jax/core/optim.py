@@ -39,7 +39,7 @@ class OptimConfig:
 
     name: str = key("adamw", "update rule", choices=("adamw", "sgd", "lars"))
     lr: float = key(
-        1.5e-4, "learning rate for `lr_batch` examples; scaled linearly with the examples a model sees a step", low=0.0
+        1.5e-4, "learning rate for `lr_batch` examples; scaled linearly with the examples per step of a model", low=0.0
     )
     lr_batch: int = key(256, "examples per update for which `lr` is given; 0: `lr` is absolute", low=0)
     warmup: str = key("5%", "length of the linear warmup from 0")

@@ -32,7 +32,7 @@ WHOLE_SHARE = 0.01  # of all bytes: a larger parameter must be covered by a rule
 # Table of `config.mesh.rules` → the mesh axes that parameters are split over.
 TABLES: dict[str, tuple[str, ...]] = {"replicate": (), "fsdp": ("fsdp",), "fsdp_tensor": ("fsdp", "tensor")}
 
-Axes = tuple[str | None, ...]  # of a parameter, one entry an axis
+Axes = tuple[str | None, ...]  # of a parameter, one entry per axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +85,17 @@ def check_batch(global_batch: int, mesh: Mesh, microbatches: int = 1) -> None:
     pieces = shards * microbatches
     if global_batch % pieces:
         near = max(pieces, round(global_batch / pieces) * pieces)
-        slices = f"{microbatches} microbatches of " if microbatches > 1 else ""
+        parts = f"{microbatches} microbatches of " if microbatches > 1 else ""
         raise UserError(
-            f"config.global_batch: {global_batch} does not divide over {slices}{shards} devices (data × fsdp); "
+            f"config.global_batch: {global_batch} does not divide over {parts}{shards} devices (data × fsdp); "
             f"use a multiple of {pieces}, such as {near}"
         )
 
 
 def microbatches(batch, count: int):
-    """Slices a pytree of global arrays [batch, …] into [count, batch / count, …].
+    """Cuts a pytree of global arrays [batch, …] into [count, batch / count, …].
 
-    Slice i takes the rows i, i + count, …, so that every device keeps its own rows and nothing moves between them.
+    Part i takes the rows i, i + count, …, so that every device keeps its own rows and nothing moves between them.
     """
 
     def split(x):
@@ -110,7 +110,7 @@ def constrain(x: jax.Array, axes: tuple) -> jax.Array:
 
     Args:
       x: any array.
-      axes: one entry an axis of x: "batch", "tensor" or None (whole).
+      axes: one entry per axis of x: "batch", "tensor" or None (whole).
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

@@ -1,4 +1,4 @@
-"""A signal to leave: the run saves, all its processes at the same step, and the same command resumes it."""
+"""Preemption: on SIGTERM all processes of a run save at the same step; the same command resumes it."""
 
 import itertools
 import signal
@@ -10,11 +10,11 @@ from mae_pp_jax.core import hosts
 
 
 class Preemption:
-    """SIGTERM to this process or, of a run of many, to any of them: one answer for all at the same step.
+    """SIGTERM to this process, or to any process of the run: all get the same answer at the same step.
 
-    With one process a step costs a look at an event. With many, JAX's preemption service hears the signal, tells the
-    other processes in the background and sets the step after the furthest one as the meeting point; until a signal
-    comes, a step costs one look at memory, no message.
+    With one process each step checks an event. With several, JAX's preemption service receives the signal, tells the
+    other processes in the background and makes all stop at the step after the furthest one; until a signal comes, each
+    step checks a value in memory and sends no message.
     """
 
     _calls = itertools.count()  # of all training loops of this process, as JAX wants numbers that only grow
@@ -33,7 +33,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self) -> bool:
-        """Whether to save and leave now; every process asks once a step."""
+        """Whether to save and leave now; every process asks once per step."""
         if hosts.count() == 1:
             return self._event.is_set()
         return multihost_utils.reached_preemption_sync_point(next(self._calls))

@@ -78,7 +78,7 @@ class Program:
         )
 
     def _gradients(self, trainable, frozen, batch, keys):
-        """(gradients of the summed loss, (sum, weight), metrics) of a global batch, slice by slice."""
+        """(gradients of the summed loss, (sum, weight), metrics) of a global batch, one microbatch after another."""
 
         def of_slice(piece):
             def objective(trainable):

@@ -21,7 +21,7 @@ class RunFolder:
 
         Raises:
           UserError: the folder holds a run with another config (the differing keys are named), is not a folder
-            of this machine or holds checkpoints of nobody knows what.
+            of this machine or holds checkpoints without a config.
         """
         self.path = storage.path(path)
         self._schema, self._config = type(config), config_lib.to_dict(config)
@@ -106,7 +106,7 @@ def log_to(path: storage.Path) -> Iterator[None]:
 
 
 class _FileLog(logging.StreamHandler):
-    """Loses lines where the disk is full: the row or checkpoint that follows stops the run and says so."""
+    """Drops lines when the disk is full: the row or checkpoint that follows stops the run and says so."""
 
     def handleError(self, record):
         pass

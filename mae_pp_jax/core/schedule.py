@@ -1,4 +1,4 @@
-"""Lengths of training as people say them, and learning rate schedules over them."""
+"""Lengths of training such as "800 epochs", and learning rate schedules over them."""
 
 import re
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def steps(
       records: records in one epoch.
       global_batch: examples per step.
       total: steps of the whole training, for the lengths in it; None for the whole training itself.
-      least: smallest length in it. One that comes to less, but not to nothing by what was written, becomes this.
+      least: smallest length in it. A positive length that comes to fewer steps becomes this.
       example: what one example is called, also a unit.
 
     Raises:

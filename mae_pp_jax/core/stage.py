@@ -56,7 +56,7 @@ class StageConfig:
     train_for: str = key("100 epochs", "length of the training: epochs, steps or examples")
     global_batch: int = key(256, "examples per update, over all devices and hosts", low=1)
     microbatches: int = key(
-        1, "slices an update is computed in, one after another, to need less memory", low=1, restart=True
+        1, "parts of the batch that an update is computed in, in turn, to need less memory", low=1, restart=True
     )
     log_every: str = key("1%", "length between rows of training metrics")
     eval_every: str = key("10%", "length between evaluations; one is always done at the end")
@@ -75,7 +75,7 @@ class StageConfig:
     def unused(self) -> dict[str, str]:
         """Keys that have no effect in this stage or beside the values of others: dotted key → why.
 
-        A new run that sets one of them is refused, for its user expects something of it. Keys that only say what a run
+        A new run that sets one of them is refused, as its user expects an effect. Keys that only say what a run
         needs (memory, threads) or what its data is are not among them.
         """
         found = {}
@@ -114,8 +114,8 @@ class Stage:
       Config: the stage's config dataclass.
       example: what one example is called where people read about it, such as "clip", and a unit of
         lengths.
-      divisible: whether the loss of a batch is the sum over slices of it. Where each example is compared with all others
-        of the batch it is not, and `microbatches` must be 1.
+      divisible: whether the loss of a batch is the sum over its microbatches. Where each example is compared with all
+        others of the batch it is not, and `microbatches` must be 1.
       config: the resolved config.
       records: training records in one epoch.
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, split,
@@ -141,10 +141,10 @@ class Stage:
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
-        """((sum, weight) of the loss, metrics) of a batch or, if `divisible`, of a slice of one; traceable.
+        """((sum, weight) of the loss, metrics) of a batch or, if `divisible`, of a microbatch; traceable.
 
-        The update descends sum / weight over the global batch, however many slices it is computed in. For that the
-        randomness of an example comes from its own key alone.
+        The update descends sum / weight over the global batch, however many microbatches it is computed in. Therefore
+        the randomness of an example comes from its own key alone.
 
         Args:
           params: all parameters.
@@ -156,7 +156,7 @@ class Stage:
     def augment(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> Mapping[str, jax.Array]:
         """What needs the batch as a whole, such as a partner for each example; traceable.
 
-        Called once on the global batch, before it is cut into the slices that `loss` gets.
+        Called once on the global batch, before it is cut into the microbatches that `loss` gets.
 
         Args:
           batch: name → array with one row per example.

@@ -171,7 +171,7 @@ def remove_empty(folders: Iterable[PathLike]) -> None:
 
 
 def write_whole(path: PathLike, content: str | bytes, key: str = "--workdir") -> None:
-    """Writes a file beside its place and renames it when complete, so that nobody ever sees half of it.
+    """Writes a file beside its place and renames it when complete: others see it whole or not at all.
 
     Raises:
       UserError: the disk is full or cannot be written; what stood at `path` before still does.
@@ -296,7 +296,7 @@ def check_writable(path: PathLike, key: str, *, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def lock(path: PathLike, what: str) -> Iterator[None]:
-    """Holds the one permission that a local file stands for, waiting for it. A process that dies gives it back.
+    """Holds an exclusive lock on a local file, waiting for it if need be. A process that dies releases it.
 
     Args:
       path: the file.

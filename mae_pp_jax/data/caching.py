@@ -1,4 +1,4 @@
-"""Keeping what is made of a dataset: decoded images in memory or on the local disk, columns, statistics."""
+"""Caches of what is computed from a dataset: decoded images in memory or on the local disk, columns, statistics."""
 
 import concurrent.futures
 import contextlib
@@ -165,7 +165,7 @@ def progress(steps: Iterable, label: str, records_of_step: int):
 
 
 def _decoded(record: dict) -> dict:
-    with contextlib.suppress(decode.Unreadable):  # stays encoded, and unreadable to all who ask
+    with contextlib.suppress(decode.Unreadable):  # stays encoded, and is reported as unreadable whenever it is read
         return record | {"image": images.pixels(record["image"])}
     return record
 

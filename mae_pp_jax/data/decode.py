@@ -1,8 +1,8 @@
 """Encoded files (JPEG, PNG, WebP, GIF, BMP) to pixels with OpenCV, and parts of a JPEG with libjpeg-turbo.
 
-A file is told by its first bytes, not by its name. Its size is read from the header and refused before anything is
-allocated if it is absurd. A file that ends early is refused: OpenCV says so of all kinds but JPEG, whose missing part it
-fills with grey, so the end of a JPEG is looked for here.
+A file is recognised by its first bytes, not by its name. Its size is read from the header, and an absurd one is refused
+before anything is allocated. A file that ends early is refused: OpenCV reports it for all kinds but JPEG, whose missing
+part it fills with grey, so the end of a JPEG is looked for here.
 """
 
 import contextlib

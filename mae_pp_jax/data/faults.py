@@ -1,4 +1,4 @@
-"""What becomes of records that cannot be read: told once each, and too many of them stop the run."""
+"""What happens to records that cannot be read: each is logged once, and too many of them stop the run."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from mae_pp_jax.core.errors import RunStopped
 
 log = logging.getLogger(__name__)
 
-_TOLD = 100  # records named in the log; of damaged storage the rest is no news
+_TOLD = 100  # records named in the log; where storage is damaged, more would add nothing
 
 
 class Unreadable(Exception):
@@ -40,7 +40,7 @@ class Faults:
     def check(self, unreadable: int, records: int, share: float) -> None:
         """Stops the run if clearly more than `share` of `records` were unreadable.
 
-        Chance alone gives a few more at times, the more so among few records: three standard deviations are granted.
+        Chance alone gives a few more at times, above all among few records: three standard deviations are allowed.
 
         Raises:
           RunStopped: there are more; names some.

@@ -101,7 +101,7 @@ def _classes(root: pathlib.Path, folder: pathlib.Path) -> dict[str, list[tuple[s
                 if image.name.lower().endswith(EXTENSIONS) and image.is_file() and _within(image, inside)
             )
     if not classes:
-        raise UserError(f"data.name: {folder} has no class folders; images must stand in {folder}/CLASS/")
+        raise UserError(f"data.name: {folder} has no class folders; images must be in {folder}/CLASS/")
     for name, files in classes.items():
         if not files:
             raise UserError(f"data.name: {folder / name} has no image ({' '.join(EXTENSIONS)}); add some or remove it")

@@ -35,11 +35,11 @@ def parse(name: str) -> dict[str, float] | None:
         if not part or not 0 < number < math.inf:
             raise UserError(f"data.name: '{text}' in a mixture must be NAME=WEIGHT with a weight above 0, such as 0.3")
         if part in parts:
-            raise UserError(f"data.name: {part} stands twice in the mixture; give it one weight")
+            raise UserError(f"data.name: {part} is named twice in the mixture; give it one weight")
         parts[part] = number
     total = sum(parts.values())
     if not total < math.inf:
-        raise UserError(f"data.name: the weights of '{name}' are too large; they need only be right beside each other")
+        raise UserError(f"data.name: the weights of '{name}' are too large; only their ratios count")
     for (part, weight), share in zip(parts.items(), orders.shares(list(parts.values()))):
         if not share:
             least = (total - weight) / (orders.MIXED_AT_ONCE - 1)  # one of these positions

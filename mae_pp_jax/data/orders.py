@@ -34,12 +34,12 @@ class Order(Protocol):
 
 
 class Shuffled:
-    """Every record once a pass, each pass in an order of its own.
+    """Every record once per pass, each pass in an order of its own.
 
     Args:
       records: number of records.
       seed: of the order.
-      stream: tells apart the orders of one run.
+      stream: distinguishes the orders of one run.
     """
 
     def __init__(self, records: int, seed: int, stream: int = 0):
@@ -50,7 +50,7 @@ class Shuffled:
 
 
 class Resampled:
-    """Every record r times a pass on average, each pass in an order of its own.
+    """Every record r times per pass on average, each pass in an order of its own.
 
     A pass lays the records' repeat factors r end to end on a line and puts points on it at equal distances of (just
     under) 1, from a start that is random for each pass: a record is read once for each point on its stretch. So it is
@@ -64,7 +64,7 @@ class Resampled:
       codes: unsigned int [records], the row of each record in `factors`.
       factors: float [rows], repeat factors ≥ 0.
       seed: of rounding and order.
-      stream: tells apart the orders of one run.
+      stream: distinguishes the orders of one run.
     """
 
     def __init__(self, codes: np.ndarray, factors: np.ndarray, seed: int, stream: int = 0):

@@ -60,13 +60,13 @@ def train_batches(
         raises `faults.Unreadable` for a damaged record, and `UserError` for one that lacks what is needed; the record's
         place is put before the message.
       spec: what `load` gives; the rest of it is left out.
-      global_batch: records a step, over all processes.
+      global_batch: records per step, over all processes.
       seed: of the random numbers.
       draws: random numbers per example.
       start_step: the first step given.
       process_index: which process this is; it gets the `process_index`-th part of each global batch.
       process_count: number of processes; must divide `global_batch`.
-      threads: that read and load; none: the cores and one, at most 8.
+      threads: that read and load; none: cores + 1, at most 8.
       prefetch: batches prepared ahead.
       faults: collects the records that could not be read.
 
@@ -106,10 +106,10 @@ def eval_batches(
       source: the records.
       load: makes an example of a record; raises as that of `train_batches`.
       spec: what `load` gives; the rest of it is left out.
-      global_batch: records a batch, over all processes.
+      global_batch: records per batch, over all processes.
       process_index: which process this is.
       process_count: number of processes; must divide `global_batch`. Each gets the same number of batches.
-      threads: that read and load; none: the cores and one, at most 8.
+      threads: that read and load; none: cores + 1, at most 8.
       prefetch: batches prepared ahead.
       max_unreadable: share of unreadable records above which the evaluation stops.
       faults: collects the records that could not be read.

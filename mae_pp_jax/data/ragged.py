@@ -1,4 +1,4 @@
-"""Values of which records have different numbers, such as hashtags, in arrays of a fixed shape."""
+"""Values that vary in number between records, such as hashtags, in arrays of a fixed shape."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """Repeat factors that show images with rare hashtags more often (Mahajan et al. 2018; SWAG; used for WSP).
 
 The factor of an image depends on the rarest of its hashtags alone. So two numbers are counted once for a dataset, how
-many images carry each hashtag and which one is the rarest of each image, and kept on disk: 2 bytes an image.
+many images carry each hashtag and which one is the rarest of each image, and kept on disk: 2 bytes per image.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def resampled(source, form: str, threshold: float, length: float, seed: int, cac
       length: likewise.
       seed: of rounding and order.
       cache: folder for the statistics; empty: the user's cache.
-      stream: tells apart the orders of one run.
+      stream: distinguishes the orders of one run.
 
     Raises:
       UserError: the source has no hashtags, or the cache cannot be written.
@@ -54,7 +54,7 @@ def resampled(source, form: str, threshold: float, length: float, seed: int, cac
     factors = repeat_factors(statistics, form, threshold, length)
     order = orders.Resampled(statistics.rarest, factors, seed, stream)
     log.info(
-        "resampling (%s): %s records are read %s times a pass, one of them at most %.1f times",
+        "resampling (%s): %s records are read %s times per pass, one of them at most %.1f times",
         form,
         f"{len(source):,}",
         f"{order.length:,}",
@@ -64,7 +64,7 @@ def resampled(source, form: str, threshold: float, length: float, seed: int, cac
 
 
 def repeat_factors(statistics: TagStatistics, form: str, threshold: float, length: float) -> np.ndarray:
-    """How often an image is read a pass, by the rarest of its hashtags: float64 [hashtags + 1].
+    """How often an image is read per pass, by the rarest of its hashtags: float64 [hashtags + 1].
 
     With f the share of images that carry a hashtag, the maximum over an image's hashtags of
     `sqrt`: max(1, sqrt(threshold / f)), and 1 without hashtags (Mahajan et al. 2018, section 2.2; the same form as

@@ -17,7 +17,7 @@ _FORMS = ("{}", "{}s", "my{}", "{}oftheday")
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """How often each thing happens to an image. The defaults give about 3 tags an image."""
+    """How often each thing happens to an image. The defaults give about 3 tags per image."""
 
     untagged: float = 0.04  # the image has no tag at all
     wrong: float = 0.15  # the poster names another class (uniform), in the canonical tag and its synonyms alike

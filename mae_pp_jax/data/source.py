@@ -56,7 +56,7 @@ class DataConfig:
     )
     resample: str = key("none", "show images with rare hashtags more often", choices=("none", "sqrt", "swag"))
     resample_t: float = key(0.001, "sqrt: share of images under which a hashtag is rare", low=0.0, high=1.0)
-    resample_length: float = key(1.0, "swag: positions of a pass over images of the dataset", low=0.0)
+    resample_length: float = key(1.0, "swag: length of a pass, as a multiple of the dataset's images", low=0.0)
     cache_dir: str = key("", "where what is computed from a dataset is kept; empty: the user's cache", restart=True)
     cache: str = key(
         "none",
@@ -66,7 +66,7 @@ class DataConfig:
     )
     threads: int | None = key(
         None,
-        "threads that read, decode and crop; none: the cores and one, at most 8; 1 is best for tiny images in ram",
+        "threads that read, decode and crop; none: cores + 1, at most 8; 1 is best for tiny images in ram",
         low=0,
         restart=True,
     )
@@ -108,8 +108,8 @@ def open_source(config: DataConfig, split: str) -> Source:
     elif path.is_dir():
         if re.fullmatch(r"\w+", config.name) and tfds_store.is_stored(config.name, config.data_dir):
             raise UserError(
-                f"data.name: '{config.name}' is a folder here and a dataset of TFDS; write ./{config.name} for the folder, "
-                f"{config.name}:*.*.* for the dataset"
+                f"data.name: '{config.name}' is a folder here and a dataset of TFDS; "
+                f"write ./{config.name} for the folder, {config.name}:*.*.* for the dataset"
             )
         source = folder.FolderSource(path, split, config.train_split, config.eval_fraction)
     elif config.name.startswith(("/", ".", "~")):
@@ -248,7 +248,7 @@ def few_shot_indices(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
     Args:
       labels: int [records]; negative labels are unknown and never drawn.
-      shots: records a class.
+      shots: records per class.
       seed: of the draw; one draw for k shots begins with the draw for k - 1 shots of the same seed in each class.
 
     Returns:

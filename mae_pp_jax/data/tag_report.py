@@ -63,7 +63,8 @@ def summary(report: dict) -> str:
         f"{report['classes']:,} classes from {report['raw']:,} different hashtags ({report['distinct']:,} but for "
         f"spelling); {report['merged']:,} classes merge several\n"
         f"{report['covered']:,} of {images:,} images ({report['covered'] / max(images, 1):.1%}) have a class, "
-        f"{classes / max(images, 1):.2f} an image; of {report['tags']:,} uses of hashtags {report['tags_kept']:,} are kept\n"
+        f"{classes / max(images, 1):.2f} per image; of {report['tags']:,} uses of hashtags {report['tags_kept']:,} are "
+        "kept\n"
         f"dropped: {dropped or 'nothing'}"
     )
 
@@ -81,7 +82,7 @@ def write(report: dict, vocabulary: Vocabulary, path: storage.Path) -> None:
     for reason, tags in report["dropped"].items():
         common = ", ".join(f"{tag} {n:,}" for tag, n in tags["commonest"])
         lines.append(f"| {reason} | {tags['distinct']:,} | {tags['uses']:,} | {common} |")
-    lines += ["", "## Classes an image", "", "| classes | images |", "|---|---|"]
+    lines += ["", "## Classes per image", "", "| classes | images |", "|---|---|"]
     lines += [f"| {n} | {images:,} |" for n, images in report["per_image"].items()]
     lines += ["", "## Rules", "", *(f"- {name}: {_short(value)}" for name, value in vocabulary.rules.items())]
     storage.write_whole(path.with_suffix(".md"), "\n".join(lines) + "\n", "--to")
@@ -96,7 +97,7 @@ def _short(value) -> str:
 
 
 def _picture(report: dict) -> bytes:
-    """Images of each class from head to tail (both logarithmic), and classes an image, as PNG."""
+    """Images of each class from head to tail (both logarithmic), and classes per image, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 
@@ -106,7 +107,7 @@ def _picture(report: dict) -> bytes:
     curve.set(xlabel="class, by falling count", ylabel="images", title="Head and tail")
     curve.grid(alpha=0.3)
     bars.bar(list(report["per_image"]), list(report["per_image"].values()))
-    bars.set(xlabel="classes", ylabel="images", title="Classes an image")
+    bars.set(xlabel="classes", ylabel="images", title="Classes per image")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()

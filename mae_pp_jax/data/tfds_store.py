@@ -198,7 +198,7 @@ def _builder(name: str, data_dir: str):
         return importlib.import_module(BUILDERS[name]).Builder(**where)
     try:
         return tfds.builder(name, **where)
-    except Exception as error:  # TFDS has many ways to say no
+    except Exception as error:  # TFDS raises many types of exceptions for a name that it refuses
         known = [*BUILDERS, *tfds.list_builders(with_community_datasets=False)]
         if name.split("/")[0].split(":")[0] in known:
             raise UserError(f"data.name: TFDS refuses '{name}': {_first_line(error)}") from error
@@ -219,7 +219,7 @@ def _prepare(builder, *, ours: bool) -> None:
     shown = sys.stderr.isatty() and not ours
     if not shown:
         tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False)  # Google's copies are tfrecord and need TensorFlow
+    config = tfds.download.DownloadConfig(try_download_gcs=False)  # Google's copies are tfrecord, which need TensorFlow
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every try; the error at the end says it all
     tries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, _DOWNLOAD_TRIES
     try:
@@ -244,13 +244,13 @@ def _as_user_error(what: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         raise UserError(f"data.name: {what}: {text}") from error
     except Exception as error:
-        mend = "; is there a network?" if "Connection" in type(error).__name__ else ""
-        raise UserError(f"data.name: {what}: {type(error).__name__}: {_first_line(error)}{mend}") from error
+        hint = "; is there a network?" if "Connection" in type(error).__name__ else ""
+        raise UserError(f"data.name: {what}: {type(error).__name__}: {_first_line(error)}{hint}") from error
 
 
 @contextlib.contextmanager
 def _lock(builder) -> Iterator[None]:
-    """Holds the one permission to write a dataset, waiting for it; none is needed on storage without file locks."""
+    """Holds the lock for writing a dataset, waiting for it; none is needed on storage without file locks."""
     folder = os.path.expanduser(builder.data_dir_root)
     if "://" in folder:
         yield

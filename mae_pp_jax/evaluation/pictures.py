@@ -1,4 +1,4 @@
-"""A picture as what an evaluator may return beside numbers: a PNG file of the run, and shown in TensorBoard."""
+"""Pictures that evaluators return beside numbers: a PNG file in the run's folder, also shown in TensorBoard."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder sees and paints."""
+"""Pictures of what a masked autoencoder sees and predicts."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ GAP = 4
 
 
 class Reconstructions:
-    """A picture with three rows: images as they are, what the model sees of them, and what it paints.
+    """A picture with three rows: images as they are, what the model sees of them, and what it predicts.
 
     Args:
       reconstruct: (params, batch) → name → uint8 images [batch, height, width, 3], by the names in `ROWS`.

@@ -1,4 +1,4 @@
-"""Recognises a format by its keys and shapes, and says where each tensor goes: nothing is skipped in silence."""
+"""Recognises a format by its keys and shapes, and says where each tensor goes: no tensor is skipped."""
 
 import dataclasses
 import difflib

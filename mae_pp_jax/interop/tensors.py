@@ -34,5 +34,5 @@ class Tensor:
 
 
 def refuse(path, why: str) -> UserError:
-    """The error for a weight file that cannot be taken: which, why, and the mend within `why`."""
+    """The error for a weight file that cannot be taken: which one, and in `why` the reason and how to fix it."""
     return UserError(f"--from: {path}: {why}")

@@ -1,4 +1,4 @@
-"""Attention of short sequences as one TPU kernel a block: scores never leave the chip's vector memory.
+"""Attention of short sequences as one TPU kernel per block: scores never leave the chip's vector memory.
 
 XLA's own attention over a few hundred tokens writes the scores [batch, heads, tokens, tokens] to HBM and reads them
 back several times; with heads of 64 channels that takes a third of a ViT-L step. Here a program holds the queries, keys

@@ -116,7 +116,7 @@ class Block(nnx.Module):
 
 
 def _scaled(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """A branch [batch, tokens, width] times one float32 factor a sample [batch], in the dtype of the branch."""
+    """A branch [batch, tokens, width] times one float32 factor per sample [batch], in the dtype of the branch."""
     return branch if scale is None else (branch * scale[:, None, None]).astype(branch.dtype)
 
 
@@ -127,7 +127,7 @@ def drop_path(keys: jax.Array, rate: float, depth: int) -> jax.Array:
     and scales the branches that it keeps by 1 / (1 - that probability).
 
     Args:
-      keys: random keys [batch], one a sample.
+      keys: random keys [batch], one per sample.
       rate: probability at the last block.
       depth: number of blocks.
 

@@ -1,4 +1,4 @@
-"""The masked autoencoder (He et al. 2021): the encoder sees a few patches, a small decoder paints the rest."""
+"""The masked autoencoder (He et al. 2021): the encoder sees a few patches, a small decoder predicts the rest."""
 
 import dataclasses
 import math
@@ -141,7 +141,7 @@ class Mae(nnx.Module):
 
         Args:
           images: [batch, height, width, 3], normalised floats.
-          keys: [batch], one an image, for its mask and its drop path.
+          keys: [batch], one per image, for its mask and its drop path.
           noise: [batch, patches]; when given, the patches of smallest noise stay visible and `keys` draw no mask.
           train: whether drop path acts.
 
@@ -163,7 +163,7 @@ class Mae(nnx.Module):
         return dict(loss=loss, prediction=prediction, mask=mask)
 
     def reconstruct(self, images: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
-        """Pictures of what the model sees and paints.
+        """Pictures of what the model sees and predicts.
 
         Args:
           images: [batch, height, width, 3], normalised floats.

@@ -294,12 +294,12 @@ class Classifier(nnx.Module):
 
 
 def block_flops(width: int, mlp: int, tokens: int) -> float:
-    """FLOPs of the matmuls of one block for one image, 2 a multiply-add: qkv, scores, mixing, proj and the MLP."""
+    """FLOPs of the matmuls of one block for one image, 2 per multiply-add: qkv, scores, mixing, proj and the MLP."""
     return 2.0 * tokens * width * (4 * width + 2 * tokens + 2 * mlp)
 
 
 def forward_flops(config: VitConfig, image_size: tuple[int, int], tokens: int | None = None, classes: int = 0) -> float:
-    """FLOPs of one image's forward pass: the matmuls of patch embedding, blocks and head, 2 a multiply-add.
+    """FLOPs of one image's forward pass: the matmuls of patch embedding, blocks and head, 2 per multiply-add.
 
     Args:
       config: the encoder.

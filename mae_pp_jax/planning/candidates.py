@@ -1,4 +1,4 @@
-"""Which meshes, microbatches and rematerialisation policies deserve a compilation, and which earlier ones rule out."""
+"""Which meshes, microbatches and rematerialisation policies to compile, and which ones earlier results rule out."""
 
 import dataclasses
 import itertools
@@ -9,8 +9,8 @@ from mae_pp_jax.planning.report import ADVISED_SHARE
 
 MOST_MESHES = 4
 MOST_MICROBATCHES = 32
-LEAST_IMAGES = 8  # a device and microbatch; below that matrix units starve
-LEAST_SHARD_BYTES = 8 * 2**20  # of parameters a device; smaller shards cost more cycles to gather than they save memory
+LEAST_IMAGES = 8  # per device and microbatch; below that matrix units are not filled
+LEAST_SHARD_BYTES = 8 * 2**20  # per device; smaller shards cost more cycles to gather than they save memory
 STATE_SHARE = 0.5  # of HBM, for parameters, optimizer and gradients
 CLOSE = 1.01  # op cycles within 1% count as equal; then fewer bytes between devices win
 
@@ -42,7 +42,7 @@ class Space:
       candidates: meshes by rising `fsdp`; for each the fewest microbatches first, with recomputing a part before none
         and all.
       policies: recomputation policies, lightest first.
-      images: a device and update.
+      images: per device and update.
       state_bytes: parameters, optimizer and average of the whole model.
       gradient_bytes: gradients of the whole model.
       limit: bytes of HBM that a candidate may take.
@@ -66,7 +66,7 @@ class Space:
         return left if left or running else self._around_best(done, out)
 
     def _around_best(self, done: Mapping[Candidate, dict], others: Sequence[Candidate]) -> list[Candidate]:
-        """What recomputes a little more or less than the best so far, or works on smaller pieces."""
+        """What recomputes a little more or less than the best so far, or works on smaller microbatches."""
         best = self.best(done)
         if best is None:
             return []
@@ -91,8 +91,8 @@ class Space:
         """Whether what is known of `tried` makes `other` pointless (but see `_around_best`)."""
         if self._needs_more(tried, report, other):
             return True
-        # On a mesh smaller pieces cost more than saving more activations wins: for WSP L/16 on 16 × 4 chips of v5e a step
-        # took 0.533 s with all saved in 4 pieces, 0.497 s with a part in 2, 0.506 s with none in 1.
+        # On a mesh more microbatches cost more than saved activations gain: for WSP L/16 on 16 × 4 chips of v5e a
+        # step took 0.533 s with all saved in 4 microbatches, 0.497 s with a part in 2, 0.506 s with none in 1.
         same_mesh = (tried.data, tried.fsdp) == (other.data, other.fsdp)
         as_heavy = tried.remat != self.policies[-1] or other.remat == tried.remat
         fits = report["fits"] is not None and self.fits(report)
@@ -112,7 +112,7 @@ class Space:
 
 
 def space(chosen: slices.Slice, outline: Mapping, policies: Sequence[str], tensor: int) -> Space:
-    """The candidates for a config on a slice.
+    """The candidates for a config on a TPU slice.
 
     Args:
       chosen: the slice.

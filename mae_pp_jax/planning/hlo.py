@@ -218,7 +218,7 @@ def size(type_text: str) -> int:
 
 
 def matmul_flops(computation: Computation, module: Module) -> float:
-    """FLOPs of the dots and convolutions in a computation and in what it calls, 2 a multiply-add."""
+    """FLOPs of the dots and convolutions in a computation and in what it calls, 2 per multiply-add."""
     total = 0.0
     for instruction in computation.instructions.values():
         if instruction.opcode in ("dot", "convolution"):

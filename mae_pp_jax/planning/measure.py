@@ -1,4 +1,4 @@
-"""Compiles the train step of a stage for a slice and writes down what it needs: the dict that `plan --json` gives."""
+"""Compiles the train step of a stage for a TPU slice and reports what it needs: the dict that `plan --json` gives."""
 
 import collections
 import contextlib
@@ -31,8 +31,8 @@ def measure(stage: Stage, chosen: slices.Slice) -> dict:
     """Compiles the real train step of a stage for a slice; nothing runs.
 
     Returns:
-      What the program needs on each device and how fast it may be, JSON types. `fits` is False where the compiler
-      itself gave up for want of memory; then only the total is known. The keys that users rely on are fits, hbm_bytes
+      What the program needs on each device and how fast it may be, JSON types. `fits` is False where the compiler found
+      no way to fit it into memory; then only the total is known. The keys that users rely on are fits, hbm_bytes
       {params, optimizer, activations, code, total}, hbm_capacity_bytes, model_flops, op_cycle_seconds,
       utilization_bound, collectives [{kind, bytes, count}] and compile_seconds.
 

@@ -1,4 +1,4 @@
-"""The result of `measure` as people read it."""
+"""The result of `measure` as text."""
 
 GIB = 2**30
 SHOWN = 8
@@ -14,7 +14,7 @@ def lines(report: dict) -> list[str]:
     """What `plan` prints."""
     out = [_headline(report), ""]
     out += _memory(report)
-    out += ["", f"model FLOPs a step  {report['model_flops']:.4g}  (global batch {report['global_batch']})"]
+    out += ["", f"model FLOPs per step  {report['model_flops']:.4g}  (global batch {report['global_batch']})"]
     out += _speed(report)
     out += _collectives(report)
     out += [
@@ -66,7 +66,7 @@ def _speed(report: dict) -> list[str]:
     if seconds is None:
         return ["op cycles           none: not a TPU, or the program could not be read; no bound on utilisation"]
     out = [
-        f"op cycles           {seconds:.4g} s a step → at most {report['global_batch'] / seconds:.0f} images/s",
+        f"op cycles           {seconds:.4g} s per step → at most {report['global_batch'] / seconds:.0f} images/s",
         f"utilisation         at most {report['utilization_bound']:.1%} of the bf16 peak",
         "",
         "where the cycles go",
@@ -101,6 +101,6 @@ def _collectives(report: dict) -> list[str]:
         return []
     return [
         "",
-        "between devices, a step (bytes on one device)",
+        "between devices, per step (bytes on one device)",
         *(f"  {row['kind']:<20} {row['count']:>6} ×  {gib(row['bytes']):>12}" for row in rows),
     ]

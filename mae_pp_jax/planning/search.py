@@ -1,4 +1,4 @@
-"""Tries meshes, microbatches and rematerialisation policies on a slice, one compilation each; resumable."""
+"""Tries meshes, microbatches and rematerialisation policies on a TPU slice, one compilation each; resumable."""
 
 import contextlib
 import hashlib
@@ -151,7 +151,7 @@ def _versions() -> list[str]:
 
 
 class _Progress:
-    """A bar with the time left on a terminal, a line a candidate elsewhere. What is left is at most what is shown."""
+    """A bar with the time left on a terminal, a line per candidate elsewhere. What is left is at most what is shown."""
 
     def __init__(self, space: candidates.Space, done: Mapping[Candidate, dict]):
         self._space, self._seconds = space, []

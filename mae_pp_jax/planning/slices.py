@@ -1,4 +1,4 @@
-"""Slices by name: `v5p:4x4x8`, `2*v5e:16x16` for two of them, `cpu:8`; and their devices on a machine without any."""
+"""TPU slices by name (`v5p:4x4x8`, `2*v5e:16x16` for two, `cpu:8`), and their devices on a machine without any."""
 
 import dataclasses
 import importlib.util
@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from mae_pp_jax.core import hardware
 from mae_pp_jax.core.errors import UserError
 
-# Family as topologies are named → device kind as JAX names it, and devices a chip.
+# Family as topologies are named → device kind as JAX names it, and devices per chip.
 FAMILIES = {
     "v4": ("TPU v4", 1),
     "v5e": ("TPU v5 lite", 1),

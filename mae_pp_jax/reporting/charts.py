@@ -64,7 +64,7 @@ def looks(inits: Sequence[str]) -> dict[str, Look]:
 
 
 def dots(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], looks: Mapping[str, Look]) -> str:
-    """Dots with bars of one standard deviation: a panel per task, a line per initialisation; missing ones are said.
+    """Dots with bars of one standard deviation: a panel per task, a line per initialisation; missing ones are named.
 
     Args:
       scores: at least one; all of one metric.
@@ -111,7 +111,7 @@ def dots(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], lo
 
 
 def radar(scores: Sequence[Score], inits: Sequence[str], tasks: Sequence[str], looks: Mapping[str, Look]) -> str:
-    """The paper's Figure 1: a spoke a task, a closed line an initialisation, further out is better.
+    """The paper's Figure 1: a spoke per task, a closed line per initialisation; further out is better.
 
     Args:
       scores: of every initialisation on every task; all of one metric.
@@ -218,7 +218,7 @@ def _plain(text: str) -> str:
 
 
 def _svg(draw, name: str, description: str) -> str:
-    """Runs `draw` in the house style and returns its figure as an `<svg>` element."""
+    """Runs `draw` in the report's style and returns its figure as an `<svg>` element."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

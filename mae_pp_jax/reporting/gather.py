@@ -163,7 +163,7 @@ def held_out(runs: Sequence[Run], measure: str) -> str | None:
 
 
 def figure(written: Mapping[str, Any], name: str) -> Any:
-    """A figure of a row or a result, None if it is absent; runs of before examples were called so said images."""
+    """A figure of a row or a result, None if it is absent; older runs say images for examples."""
     return written.get(name, written.get(_OLD_NAMES.get(name, name)))
 
 

@@ -1,6 +1,6 @@
-"""Stage `low_shot`: classifiers from k labelled images a class on frozen features (Singh et al. 2023, section 4.2).
+"""Stage `low_shot`: classifiers from k labelled images per class on frozen features (Singh et al. 2023, section 4.2).
 
-`splits` independent draws of k images a class are trained side by side in one run, each with a head of its own;
+`splits` independent draws of k images per class are trained side by side in one run, each with a head of its own;
 reported are mean and standard deviation over the draws.
 """
 
@@ -32,7 +32,7 @@ class LowShotStageConfig(ImageStageConfig):
     """Keys of the stage. The paper's own protocol is in its appendix, which is not public; these are our choice."""
 
     optim: OptimConfig = section(OptimConfig, name="sgd", lr=0.1, weight_decay=1e-4)
-    shots: int = key(5, "labelled images a class; a class that has fewer gives all", low=1)
+    shots: int = key(5, "labelled images per class; a class that has fewer gives all", low=1)
     splits: int = key(5, "independent draws of the labelled images", low=1)
 
     def unused(self):
@@ -115,7 +115,7 @@ class LowShotStage(ImageStage):
         return {**super().batch_spec(), "group": group}
 
     def describe_batch(self, step):
-        return f"step {step} of {self.config.splits} splits of {self.config.shots} images a class"
+        return f"step {step} of {self.config.splits} splits of {self.config.shots} images per class"
 
     def augment(self, batch, keys):
         # An example takes the key of its place in its own split: more splits change none of the others' numbers.

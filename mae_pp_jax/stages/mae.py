@@ -1,6 +1,6 @@
 """Stage `mae`: masked autoencoder pre-pretraining (He et al. 2021; Singh et al. 2023, section 3). No labels are read.
 
-The encoder sees a quarter of the patches; a decoder of its own width paints the rest; the loss is the squared error
+The encoder sees a quarter of the patches; a decoder of its own width predicts the rest; the loss is the squared error
 on masked patches, each normalised by its own mean and deviation.
 """
 
@@ -77,7 +77,7 @@ class MaeStage(ImageStage):
         return ((r"decoder/pos_embed", FROZEN), *self.fixed_positions(), (r".*", 1.0))
 
     def _test(self, params, batch):
-        # One mask an image for all evaluations of all runs, so that their curves compare.
+        # One mask per image for all evaluations of all runs, so that their curves compare.
         noise = jax.vmap(lambda r: jax.random.uniform(jax.random.key(r), (self._patches(),)))(batch["record"])
         out = self.model.apply(params, self.pixels(batch), noise=noise)
         return {"loss": _sum(out["loss"], batch["mask"])}

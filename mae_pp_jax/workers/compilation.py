@@ -1,4 +1,4 @@
-"""Compiles in a process of its own: its environment is set before JAX starts, and its death is an answer."""
+"""Compiles in a process of its own: its environment is set before JAX starts, and its death is reported as a result."""
 
 import contextlib
 import dataclasses

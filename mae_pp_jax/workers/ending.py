@@ -1,4 +1,4 @@
-"""How a process ended, in words."""
+"""How a process ended, as text."""
 
 import signal
 

@@ -66,7 +66,7 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
 
 
 class _Workers:
-    """Processes that train one stage after another. A pipe to each: nothing is shared that a killed one could hold."""
+    """Processes that train one stage after another. Each has its own pipe: a killed one holds no shared lock."""
 
     def __init__(self, count: int):
         context = multiprocessing.get_context("spawn")

@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 import re
+import sys
 
 import ml_collections
 import pytest
@@ -156,3 +157,77 @@ def test_wrong_groups_and_unions(mapping, overrides, message):
 @pytest.mark.parametrize("given, size", [("224", 224), ("192,256", (192, 256)), ("(192, 256)", (192, 256))])
 def test_a_key_may_be_one_number_or_several(given, size):
     assert config_lib.resolve(WithSets, {}, {"size": given}).size == size
+
+
+def write_tree(folder, value, recipe="stage/recipe.py"):
+    """A recipe that takes its data from a file of the folder above, and a seed from its own folder."""
+    path = folder / recipe
+    path.parent.mkdir(parents=True)
+    (folder / "shared.py").write_text(f"DATA = dict(name={value!r})")
+    (path.parent / "own.py").write_text("SEED = 3")
+    path.write_text(
+        "from ..shared import DATA\nfrom .own import SEED\ndef get_config(size=''):\n"
+        "  from ..shared import DATA as again\n  return dict(data=again, seed=SEED, size=size)"
+    )
+    return path
+
+
+def test_recipes_share_what_stands_in_their_folder_and_the_one_above(tmp_path, monkeypatch):
+    modules = set(sys.modules)
+    for value in ("a", "b"):  # two trees with the same names
+        path = write_tree(tmp_path / value, value)
+        assert config_lib.load_file(f"{path}:size=L/16") == dict(data=dict(name=value), seed=3, size="L/16")
+    (tmp_path / "b" / "shared.py").write_text("DATA = dict(name='changed')")
+    assert config_lib.load_file(str(path))["data"] == dict(name="changed")
+    (tmp_path / "link.py").symlink_to(path)
+    assert config_lib.load_file(str(tmp_path / "link.py"))["data"] == dict(name="changed")
+    monkeypatch.chdir(path.parent)
+    assert config_lib.load_file("recipe.py")["seed"] == 3
+    assert config_lib.load_file("../stage/recipe.py")["seed"] == 3
+    dotted = write_tree(tmp_path / "v1.0", "dots", "my.stage/recipe.v2.py")
+    assert config_lib.load_file(str(dotted))["data"] == dict(name="dots")
+    assert set(sys.modules) == modules
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("from ..absent import DATA", r"shares absent.py of the folder \S*/above, which is not there"),
+        ("from .absent import DATA", r"shares absent.py of the folder \S*/above/stage, which is not there"),
+        ("from ..shared import ABSENT", "cannot import name 'ABSENT'"),
+        ("from ...shared import DATA", "beyond top-level package"),
+        ("import absent_package", "No module named 'absent_package'"),
+    ],
+)
+def test_what_a_recipe_cannot_import_is_one_line(source, message, tmp_path):
+    path = write_tree(tmp_path / "above", "a")
+    path.write_text(source)
+    with pytest.raises(UserError, match=message) as refused:
+        config_lib.load_file(str(path))
+    assert "\n" not in str(refused.value)
+    assert not [name for name in sys.modules if name.startswith("config_tree")]
+
+
+def test_recipes_of_released_models_fix_the_size():
+    folder = PACKAGE.parent / "configs"
+    assert config_lib.load_file(f"{folder}/classify/in1k.py:model=mae_in21k:vit_l16")["data"]["image_size"] == 512
+    for stage in ("classify", "linear"):
+        for argument, message in [
+            ("size=B/16,model=mae:vit_b16", "give one of them"),
+            ("model=mae:vit_b1", "model=mae:vit_b1 has no recipe here"),
+        ]:
+            with pytest.raises(UserError, match=message):
+                config_lib.load_file(f"{folder}/{stage}/in1k.py:{argument}")
+    with pytest.raises(UserError, match="size=S/16 has no recipe here; known: B/16"):
+        config_lib.load_file(f"{folder}/classify/in1k.py:size=S/16")
+
+
+def test_no_long_run_of_lines_stands_twice_in_the_recipes():
+    """Eight equal lines are borne; blank lines and comments do not count."""
+    first_seen = {}
+    for path in sorted((PACKAGE.parent / "configs").rglob("*.py")):
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        for at in range(len(lines) - 8):
+            here = f"{path}, from {lines[at]!r}"
+            assert first_seen.setdefault(tuple(lines[at : at + 9]), here) == here

@@ -1,7 +1,7 @@
 """From an input to a TFDS dataset: plan, look at all parts, decide splits and classes, write all parts, put together.
 
 A build may be killed at any moment: the same command goes on with the parts that are missing. The dataset's folder
-comes into being last and whole.
+appears last and whole.
 """
 
 import collections
@@ -81,7 +81,7 @@ def build(request: Request, *, runner: str = "", options: Sequence[str] = (), wo
       request: what.
       runner: name of a Beam runner; empty: this machine.
       options: Beam's own options.
-      workers: threads on this machine; 0: one a core.
+      workers: threads on this machine; 0: one per core.
 
     Returns:
       The report that is written beside the dataset.
@@ -116,7 +116,7 @@ def build(request: Request, *, runner: str = "", options: Sequence[str] = (), wo
 
 
 def _plan(request: Request, parts: list[Part]) -> dict:
-    """Everything that the result depends on; where the input and the result stand is no part of it."""
+    """Everything that the result depends on; the places of input and result are no part of it."""
     base = os.path.commonpath([part.path for part in parts])
     columns = getattr(request.reader, "columns", None)
     return dict(
@@ -304,7 +304,7 @@ def _lock(request: Request):
 
 @contextlib.contextmanager
 def _as_user_error(work: epath.Path):
-    """Want of space or permission becomes one line."""
+    """Turns a lack of space or permission into one line."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Folders of images: one folder a class, with or without a folder a split above; and reading that stays inside."""
+"""Folders of images: one folder per class, with or without a folder per split above; and reading that stays inside."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Finds out of what kind an input is, and gives its reader."""
+"""Recognises the kind of an input, and gives its reader."""
 
 import glob
 import os
@@ -21,7 +21,7 @@ def open_input(source: str, *, sidecar_file: str, columns: str, input_data_dir: 
     Args:
       source: a folder of images, tars (a file, a pattern, or a folder of them), record files likewise, or the name or
         folder of a dataset that TFDS has prepared.
-      sidecar_file: the file with a row an image, relative to the folder; empty: metadata.jsonl or .csv if it is there.
+      sidecar_file: the file with a row per image, relative to the folder; empty: metadata.jsonl or .csv if it is there.
       columns: which column means what, see `Columns.parse`.
       input_data_dir: where TFDS keeps the dataset that is read; empty: its default.
 

@@ -70,7 +70,7 @@ class Item:
     Attributes:
       key: its name, unique in the input.
       read: gives the bytes of the file, or raises `LeftOut`.
-      hashtags: raw, without repeats; None where the input has no word of them.
+      hashtags: raw, without repeats; None where the input has no such column.
       caption: None where there is none.
       label: name of the class; None where there is none.
       split: the input's own split; None where it has none.

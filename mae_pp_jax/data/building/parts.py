@@ -84,7 +84,7 @@ class Scan:
         if splitting_lib.LOOKS in self.splitting.by:
             try:
                 looks = encoding_lib.looks(encoding_lib.prepare(item.read(), self.encoding)[1])
-            except LeftOut:  # told when the part is written
+            except LeftOut:  # reported when the part is written
                 pass
         return splitting_lib.family_hashes(self.splitting, item.columns, looks)
 
@@ -172,7 +172,7 @@ class Write:
 
 
 def put(path: epath.Path, content: bytes) -> None:
-    """Writes a file that nobody ever sees half of."""
+    """Writes a file that other processes see whole or not at all."""
     half = path.parent / f"{path.name}.half-{os.getpid()}"
     half.write_bytes(content)
     half.replace(path)

@@ -48,7 +48,7 @@ def run(what: str, step: Callable, parts: Sequence[Part], *, runner: str, option
             pipeline.run().wait_until_finish()
         except KeyboardInterrupt:
             print("\nstopped: finished parts are kept, the same command goes on from here", file=sys.stderr, flush=True)
-            os._exit(Preempted.exit_code)  # at once: Beam's threads would first finish what they have
+            os._exit(Preempted.exit_code)  # ends at once: Beam's threads would first finish their parts
         except Exception as error:  # Beam wraps what a part raised in types of its own, and leaves its text
             own = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
             if own:

@@ -1,6 +1,6 @@
 """Which split each image belongs to: by hash, so that it never changes, and families of images never part.
 
-Everything here works on hashes (uint64), 8 bytes an image: a thousand million images fit into memory.
+Everything here works on hashes (uint64), 8 bytes per image: a billion images fit into memory.
 """
 
 import dataclasses

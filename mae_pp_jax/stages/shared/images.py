@@ -78,7 +78,7 @@ class ImageStage(Stage):
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
-        vit.grid(config.model, self.image_size)  # a size that does not fit is told before data is opened
+        vit.grid(config.model, self.image_size)  # a size that does not fit is reported before data is opened
 
     @property
     def image_size(self) -> tuple[int, int]:
