@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_pp_jax.core import checkpoint, hosts, loop
+from mae_pp_jax.core import checkpoint, loop, preemption
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from tests.text_stage import HeldOut, TextConfig, TextStage
@@ -83,7 +83,7 @@ def test_another_config_in_the_same_folder_is_refused(finished):
 def test_a_preempted_run_saves_between_its_checkpoints_and_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
     asked = iter(range(1, 100))
     with monkeypatch.context() as patch:
-        patch.setattr(hosts.Preemption, "reached", lambda _: next(asked) == 8)
+        patch.setattr(preemption.Preemption, "reached", lambda _: next(asked) == 8)
         with pytest.raises(Preempted, match="preempted at step 8; state saved, run the same command again"):
             loop.run(stage(), tmp_path / "run")
     assert checkpoint.steps(tmp_path / "run/checkpoints") == [6, 8]
@@ -94,7 +94,7 @@ def test_a_preempted_run_saves_between_its_checkpoints_and_goes_on_to_the_same_e
 
 
 def test_a_run_preempted_at_its_last_step_is_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts.Preemption, "reached", lambda _: True)
+    monkeypatch.setattr(preemption.Preemption, "reached", lambda _: True)
     assert loop.run(stage(train_for="1 steps"), tmp_path / "run")["step"] == 1
 
 

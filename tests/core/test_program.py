@@ -24,7 +24,7 @@ def program(cls=TextStage, mesh=(1, 1, 1), **changes):
 
 def updated(prog, steps=2):
     """The state after a few updates."""
-    state, _, _ = loop.initial_state(prog)
+    state, *_ = loop.initial_state(prog)
     update, batches = prog.compile(), prog.stage.train_batches(0)
     for _ in range(steps):
         state = update(state, partition.to_global(next(batches), prog.mesh))

@@ -238,7 +238,7 @@ def test_a_thousand_mutated_files_neither_crash_nor_hang():
                 else:
                     data[at:at] = data[at:end]
             try:
-                image = images.random_resized_crop(bytes(data), 8, rng.random(images.CROP_DRAWS), (0.2, 1), (0.75, 1.3))
+                image = images.random_resized_crop(bytes(data), (8, 8), rng.random(images.CROP_DRAWS), (0.2, 1), (0.75, 1.3))
                 assert image.shape == (8, 8, 3) and image.dtype == np.uint8
                 outcomes["read"] += 1
             except decode.Unreadable as fault:

@@ -161,7 +161,7 @@ def test_processes_are_timed_together(shared, tmp_path):
     assert found["global_batch"] == BATCH and found["devices"] == 2
     assert found["step"]["windows"] * found["step"]["window_steps"] >= 3
     assert min(found[name]["examples_per_second"] for name in ("step", "input", "together")) > 0
-    assert out.count("images a step") == 1 and "of process 0 of 2" in out
+    assert out.count("images per step") == 1 and "of process 0 of 2" in out
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -18,7 +18,7 @@ def trained(splits, **overrides):
     stage = stage_of("low_shot", splits=str(splits), global_batch=str(8 * splits), **random, **overrides)
     mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {}), jax.devices()[:1])
     prog = program_lib.make(stage, mesh)
-    state, _, _ = loop.initial_state(prog)
+    state, *_ = loop.initial_state(prog)
     update, batches = prog.compile(), stage.train_batches(0)
     for _ in range(5):
         state = update(state, partition.to_global(next(batches), mesh))
