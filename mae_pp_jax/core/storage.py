@@ -1,4 +1,4 @@
-"""The only door to the files of run folders, weights, vocabularies, reports and pictures (etils.epath).
+"""The only door to the files of run folders, weights, vocabularies, reports and drawings (etils.epath).
 
 Every other module holds such paths as `Path`, joins them with `/`, and reads, writes, lists and removes through the
 functions here. Files appear whole or not at all; a disk that is full or cannot be written becomes one line.

@@ -53,7 +53,7 @@ def run(what: str, step: Callable, parts: Sequence[Part], *, runner: str, option
                 raise UserError(own[1]) from error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
-                f"--runner: a part failed ({type(error).__name__}: {lines[-1] if lines else ''}); fix it and run the "
+                f"--runner: a part failed ({type(error).__name__}: {lines[-1] if lines else ''}); mend it and run the "
                 "same command again, which goes on from here"
             ) from error
 
