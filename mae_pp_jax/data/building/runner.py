@@ -46,7 +46,7 @@ def run(what: str, step: Callable, parts: Sequence[Part], *, runner: str, option
             pipeline.run().wait_until_finish()
         except KeyboardInterrupt:
             print("\nstopped: finished parts are kept, the same command goes on from here", file=sys.stderr, flush=True)
-            os._exit(Preempted.exit_code)  # ends at once: Beam's threads would first finish their parts
+            os._exit(Preempted.exit_code)  # at once: Beam's threads would first finish what they have
         except Exception as error:  # Beam wraps what a part raised in types of its own, and leaves its text
             own = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
             if own:
