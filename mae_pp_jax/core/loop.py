@@ -252,9 +252,9 @@ class _Training:
 
 
 class _Trace:
-    """The profiler's trace of steps `first` to `last`; what goes wrong with it is a warning and never ends the training.
+    """The profiler's trace of steps `first` to `last`; its failures are warnings and never end the training.
 
-    JAX has one profiler a process: left open, it would refuse the next run that wants one.
+    JAX has one profiler per process: left open, it would refuse the next run that wants one.
     """
 
     def __init__(self, folder: storage.Path, first: int, last: int):
@@ -289,7 +289,7 @@ def _shown(values: dict[str, float | None]) -> str:
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
-    """Refuses other data; what only one of both states, an older code or a new evaluation set, says nothing."""
+    """Refuses other data; what only one of the two states (older code, a new evaluation set) is not compared."""
     saved, now = flatten(saved), flatten(now)
     if changes := ", ".join(f"{k} was {v}, is {now[k]}" for k, v in saved.items() if k in now and now[k] != v):
         raise UserError(

@@ -46,14 +46,14 @@ def run(what: str, step: Callable, parts: Sequence[Part], *, runner: str, option
             pipeline.run().wait_until_finish()
         except KeyboardInterrupt:
             print("\nstopped: finished parts are kept, the same command goes on from here", file=sys.stderr, flush=True)
-            os._exit(Preempted.exit_code)  # at once: Beam's threads would first finish what they have
+            os._exit(Preempted.exit_code)  # ends at once: Beam's threads would first finish their parts
         except Exception as error:  # Beam wraps what a part raised in types of its own, and leaves its text
             own = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
             if own:
                 raise UserError(own[1]) from error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
-                f"--runner: a part failed ({type(error).__name__}: {lines[-1] if lines else ''}); mend it and run the "
+                f"--runner: a part failed ({type(error).__name__}: {lines[-1] if lines else ''}); fix it and run the "
                 "same command again, which goes on from here"
             ) from error
 
