@@ -68,7 +68,7 @@ def test_defaults_file_and_overrides_are_laid_over_each_other():
         (dict(name="x"), {"count.x": "1"}, "--config.count.x: 'count' is a single value"),
     ],
 )
-def test_wrong_values_are_named_with_the_mend(mapping, overrides, message):
+def test_wrong_values_are_named_with_how_to_fix_them(mapping, overrides, message):
     with pytest.raises(UserError, match=message) as error:
         config_lib.resolve(Outer, mapping, overrides)
     assert "\n" not in str(error.value)
