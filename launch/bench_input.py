@@ -44,7 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--records", type=int, default=3000, help="records of the dataset, by repetition (3000)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (5)")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch (64)")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch (64)")
     parser.add_argument("--batches", type=int, default=30, help="batches timed in a turn (30)")
     parser.add_argument("--threads", type=int, default=0, help="our reader threads (0: the config's default)")
     parser.add_argument("--workdir", help="where the dataset is kept (default: a temporary folder)")

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=float, default=1e8, help="simulated images (1e8)")
     parser.add_argument("--hashtags", type=int, default=28_000, help="hashtags (28,000)")
-    parser.add_argument("--batch", type=int, default=4096, help="images a step (4,096)")
+    parser.add_argument("--batch", type=int, default=4096, help="images per step (4,096)")
     parser.add_argument("--threshold", type=float, default=1e-4, help="share under which a hashtag is rare (1e-4)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def measure(statistics: resampling.TagStatistics, args) -> None:
     began = time.perf_counter()
     factors = resampling.repeat_factors(statistics, "sqrt", args.threshold, 1.0)
     order = orders.Resampled(statistics.rarest, factors, seed=0)
-    print(f"{records:,} images, {order.length:,} positions a pass ({order.length / records:.3f} an image)")
+    print(f"{records:,} images, {order.length:,} positions per pass ({order.length / records:.3f} per image)")
     print(f"built in {time.perf_counter() - began:.2f} s")
     private, mapped = (after - earlier for after, earlier in zip(memory(), before))
     print(f"memory: {private:.1f} MB of its own, {mapped:.1f} MB of the file of {2 * records / 1e6:.0f} MB mapped")

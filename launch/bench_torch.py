@@ -43,7 +43,7 @@ class Case:
     Attributes:
       kind: "mae" (decoder 512 wide, 8 blocks; 75% masked; normalised targets) or "supervised" (1000 classes).
       size: as in `config.model.size`.
-      batch: images a step.
+      batch: images per step.
       device: "cpu" or "gpu".
       threads: CPU threads of each side.
     """
@@ -242,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=tuple(CASES), default="cpu")
     parser.add_argument("--cases", help="names, separated by commas; all of the device when not given")
-    parser.add_argument("--batch", type=int, help="images a step, in place of each case's own")
+    parser.add_argument("--batch", type=int, help="images per step, in place of each case's own")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (7)")
     parser.add_argument("--steps", type=int, help="steps a turn (1 on a CPU, 20 on a GPU)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (2)")

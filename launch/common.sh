@@ -104,7 +104,7 @@ tpu_slice() {
   hosts=$((chips / chips_per_host))
 }
 
-# gcloud's name of the slice and of the system image that goes with it; v4 and v5p are counted in cores, two a chip.
+# gcloud's name of the slice and of the system image that goes with it; v4 and v5p are counted in cores, two per chip.
 accelerator_type() {
   case $generation in
     v4 | v5p) echo "$generation-$((2 * chips))" ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice that is at hand: makes it, copies the committed code there and runs one process a host.
+# Trains on a Cloud TPU slice that is at hand: makes it, copies the committed code there and runs one process per host.
 #
 #   launch/tpu_vm.sh --name=mae-l --project=P --zone=us-central2-b --topology=v4:2x2x4 --nfs=10.0.0.2:/runs \
 #     train --config=configs/mae/in1k.py:size=L/16 --workdir=/mnt/shared/mae_l

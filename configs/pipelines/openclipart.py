@@ -7,7 +7,7 @@ python -m mae_pp_jax pipeline --config=configs/pipelines/openclipart.py --workdi
 
 Small enough for two CPU cores; `width`, `depth` and `length` (a factor on all lengths) suit it to an accelerator.
 Batches and learning rates are those of configs/*/digits.py. Hardware: 2 CPU cores, 55 minutes. Expected: the table of
-mae_pp_jax/data/README.md. Run here at its full length, before low-shot's draws and learning rate were corrected.
+mae_pp_jax/data/README.md. Run here at full length before 2026-11-25, with other draws for 5-shot.
 """
 
 import ml_collections

@@ -73,7 +73,7 @@ def lines(found: dict) -> list[str]:
     alone, unit = found["step"], found["example"] + "s"
     median, low, high = (f"{1e3 * alone['seconds'][name]:,.4g}" for name in ("median", "p10", "p90"))
     peak = "" if alone["utilization"] is None else f", {alone['utilization']:.1%} of the bf16 peak"
-    memory = f"{alone['peak_bytes'] / 2**30:.2f} GiB a device" if alone["peak_bytes"] else "the device does not tell"
+    memory = f"{alone['peak_bytes'] / 2**30:.2f} GiB per device" if alone["peak_bytes"] else "the device does not tell"
     rows = {
         "step": f"{alone['examples_per_second']:,.4g} {unit}/s",
         "time of a step": f"{median} ms (p10 {low}, p90 {high}, of {alone['windows']} × {alone['window_steps']} steps)",

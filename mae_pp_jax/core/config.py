@@ -117,7 +117,6 @@ def _run(path: pathlib.Path, arguments: str) -> dict:
         loader = importlib.util.spec_from_file_location(f"{_PACKAGE}.folder.{path.stem.replace('.', '_')}", path)
         module = importlib.util.module_from_spec(loader)
         loader.loader.exec_module(module)
-        get_config = module.get_config
     except Exception as error:  # whatever a user's file raises becomes one line
         told = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(f"{_PACKAGE}."):
@@ -125,6 +124,8 @@ def _run(path: pathlib.Path, arguments: str) -> dict:
             above = above if error.name.startswith(f"{_PACKAGE}.folder.") else above.parent
             told = f"it shares {name}.py of the folder {above}, which is not there; put it there"
         raise UserError(f"--config: {path} cannot be loaded: {told}") from error
+    if (get_config := getattr(module, "get_config", None)) is None:
+        raise UserError(f"--config: {path} is not a recipe, as it has no function get_config; give one that has")
     known = {p.name: p.default for p in inspect.signature(get_config).parameters.values()}
     kwargs = {}
     for part in filter(None, arguments.split(",")):

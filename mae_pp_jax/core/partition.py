@@ -268,7 +268,7 @@ def table(parts: Mapping[str, tuple], mesh: Mesh) -> str:
     for name, leaves in sizes.items():
         here = sum(_bytes(sharding.shard_shape(leaf.shape), leaf) for _, leaf, sharding in leaves)
         full = sum(_bytes(leaf.shape, leaf) for _, leaf, _ in leaves)
-        rows.append(f"  {name:<12} {_human(full):>10} in all {_human(here):>10} a device")
+        rows.append(f"  {name:<12} {_human(full):>10} in all {_human(here):>10} per device")
         whole += [
             f"{name}/{path}".rstrip("/")  # a part may be one leaf
             for path, leaf, sharding in leaves

@@ -39,13 +39,13 @@ def _headline(report: dict) -> str:
     mesh = " × ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     where = f"{report['topology']} ({report['devices']} devices, {mesh})"
     if report["fits"] is None:
-        return f"{where}: needs {gib(total)} a device; what a CPU may use is up to the machine"
+        return f"{where}: needs {gib(total)} per device; what a CPU may use is up to the machine"
     if not report["fits"]:
         return (
-            f"{where}: DOES NOT FIT: needs {gib(total)} of {gib(capacity)} a device, {gib(total - capacity)} too much"
+            f"{where}: DOES NOT FIT: needs {gib(total)} of {gib(capacity)} per device, {gib(total - capacity)} too much"
         )
     room = "" if total <= ADVISED_SHARE * capacity else f"; above the {ADVISED_SHARE:.0%} that leaves room for a run"
-    return f"{where}: fits: {gib(total)} of {gib(capacity)} a device ({total / capacity:.0%}){room}"
+    return f"{where}: fits: {gib(total)} of {gib(capacity)} per device ({total / capacity:.0%}){room}"
 
 
 def _memory(report: dict) -> list[str]:
@@ -58,7 +58,7 @@ def _memory(report: dict) -> list[str]:
         "total": "total",
     }
     rows = [(names[kind], count) for kind, count in report["hbm_bytes"].items() if count is not None]
-    return ["memory a device", *(f"  {name:<32} {gib(count):>12}" for name, count in rows)]
+    return ["memory per device", *(f"  {name:<32} {gib(count):>12}" for name, count in rows)]
 
 
 def _speed(report: dict) -> list[str]:

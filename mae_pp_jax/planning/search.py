@@ -102,7 +102,7 @@ def search(
 
 def lines(space: candidates.Space, done: Mapping[Candidate, dict], journal: Journal) -> list[str]:
     """The table of all that was tried and the best as overrides to paste."""
-    out = ["data × fsdp  microbatches  remat     HBM a device            op cycles  utilisation"]
+    out = ["data × fsdp  microbatches  remat     HBM per device          op cycles  utilisation"]
     order = {candidate: i for i, candidate in enumerate(space.candidates)}
     out += [_row(c, done[c], space) for c in sorted(done, key=order.get)]
     best = space.best(done)

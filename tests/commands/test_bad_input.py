@@ -1,4 +1,4 @@
-"""Wrong input ends with one line that says what and the mend, exit code 2, and leaves nothing behind."""
+"""Wrong input ends with one line that says what is wrong and how to fix it, exit code 2, and leaves nothing behind."""
 
 import os
 import pathlib
@@ -81,7 +81,7 @@ def wsp_run(tmp_path_factory):
         (WSP, {"declared.hashtags": "7"}, ["config.declared.hashtags", "7", "set it to"]),
     ],
 )  # fmt: skip
-def test_train_names_the_key_and_the_mend(untrained, config, overrides, words):
+def test_train_names_the_key_and_how_to_fix_it(untrained, config, overrides, words):
     line = untrained(config, overrides)
     for word in words:
         assert word in line

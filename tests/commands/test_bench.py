@@ -29,7 +29,7 @@ def test_prints_and_writes_step_input_and_both(tmp_path):
     assert step["compile_seconds"] > step["seconds"]["p90"]
     assert step["utilization"] is None and step["peak_bytes"] is None  # a CPU tells neither
     assert found["input"]["examples_per_second"] > 0 and 0 <= found["together"]["stall_share"] < 1
-    for figure in (step["examples_per_second"], found["input"]["images_per_second"]):
+    for figure in (step["examples_per_second"], found["input"]["examples_per_second"]):
         assert f"{figure:,.4g} images/s" in done.stdout
     assert "waits" in done.stdout
 

@@ -68,7 +68,7 @@ def test_defaults_file_and_overrides_are_laid_over_each_other():
         (dict(name="x"), {"count.x": "1"}, "--config.count.x: 'count' is a single value"),
     ],
 )
-def test_wrong_values_are_named_with_the_mend(mapping, overrides, message):
+def test_wrong_values_are_named_with_how_to_fix_them(mapping, overrides, message):
     with pytest.raises(UserError, match=message) as error:
         config_lib.resolve(Outer, mapping, overrides)
     assert "\n" not in str(error.value)
@@ -197,9 +197,10 @@ def test_recipes_share_what_stands_in_their_folder_and_the_one_above(tmp_path, m
         ("from ..shared import ABSENT", "cannot import name 'ABSENT'"),
         ("from ...shared import DATA", "beyond top-level package"),
         ("import absent_package", "No module named 'absent_package'"),
+        ("DATA = dict()", "recipe.py is not a recipe, as it has no function get_config"),
     ],
 )
-def test_what_a_recipe_cannot_import_is_one_line(source, message, tmp_path):
+def test_a_file_that_cannot_be_loaded_is_one_line(source, message, tmp_path):
     path = write_tree(tmp_path / "above", "a")
     path.write_text(source)
     with pytest.raises(UserError, match=message) as refused:
