@@ -78,6 +78,8 @@ class ImageStage(Stage):
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
+        for name in {"train", "data", "speed"} & set(config.evals):
+            raise UserError(f"config.evals.{name}: '{name}/…' names metrics of the training; call this set otherwise")
         vit.grid(config.model, self.image_size)  # a size that does not fit is reported before data is opened
 
     @property

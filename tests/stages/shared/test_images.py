@@ -11,6 +11,7 @@ import pytest
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import evals, fields, images, source
 from mae_pp_jax.models import vit
+from mae_pp_jax.stages import registry
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
@@ -146,3 +147,9 @@ def test_configs_of_earlier_versions_get_todays_keys():
     )
     assert "eval_name" in old["data"] and ImageStageConfig.upgrade(new) == new
     assert ImageStageConfig.upgrade({"stage": "mae"}) == {"stage": "mae"}
+
+
+@pytest.mark.parametrize("name", ["train", "data", "speed"])
+def test_an_evaluation_set_does_not_take_the_names_of_training_metrics(name):
+    with pytest.raises(UserError, match=f"config.evals.{name}: "):
+        registry.create(registry.resolve(dict(stage="mae"), {f"evals.{name}.split": "test"}))
