@@ -12,7 +12,8 @@ from mae_pp_jax.core import handoff, partition, storage
 from mae_pp_jax.core.functional import Model, flatten
 from mae_pp_jax.interop import stream
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages import registry, saved_encoder
+from mae_pp_jax.stages import registry
+from mae_pp_jax.stages.shared import saved_encoder
 from tests.conftest import RECIPES, ROOT
 from tests.parity import checks
 

@@ -187,7 +187,7 @@ def test_other_data_is_refused(tmp_path, capsys):
     (pictures / "train/b/1.png").unlink()
     draw("test/a/0.png", width=9)
     line = refused(capsys, arguments)
-    assert "eval_fingerprint was" in line and " fingerprint was" not in line
+    assert "evals/test/fingerprint was" in line and "(fingerprint was" not in line
     assert files(folder) == before
 
 
