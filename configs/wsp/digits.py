@@ -3,7 +3,7 @@
 python -m mae_pp_jax train --config=configs/wsp/digits.py --workdir=runs/mae_wsp --config.init_from.run=runs/mae
 
 Effective batch 128; learning rate 1e-3, absolute at this batch. Hardware: 2 CPU cores, minutes.
-Expected: the rows "WSP" and "MAE→WSP" of the demo's table (README.md). Run here on 2026-11-23, as part of the demo.
+Expected: the rows "WSP" and "MAE→WSP" of the demo's table (README.md). Run here on 2026-11-25, as part of the demo.
 """
 
 import ml_collections

@@ -47,6 +47,7 @@ def clock(seconds: float) -> str:
 def quiet_libraries() -> None:
     """Silences libraries' loggers: orbax and asyncio print tracebacks, once per thread, of what they also raise."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow, which computes nothing here, tells of it anyhow
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("mae_pp_jax").setLevel(logging.DEBUG)
