@@ -32,6 +32,7 @@ class EvalConfig:
         "JSON file of the classes that count: a list of names, or an object, name in this set → name in the training "
         "data; images of other classes are left out; empty: all, by name",
     )
+    evaluators: tuple[str, ...] = key((), "what is measured on it, of what the stage can measure; empty: all")
 
 
 def open_eval_source(data: DataConfig, config: EvalConfig, train: fields.Source, name: str = "test") -> fields.Source:

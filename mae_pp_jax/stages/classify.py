@@ -62,7 +62,7 @@ class ClassifyStage(ImageStage):
             mask = batch["mask"]
             return {"loss": (jnp.sum(loss * mask), jnp.sum(mask)), **accuracy(logits, batch["label"], mask)}
 
-        return [Averages(name, test, batches) for name, batches in self.eval_passes.items()]
+        return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
 
     def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.classes)

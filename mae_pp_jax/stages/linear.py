@@ -79,7 +79,7 @@ class LinearStage(ImageStage):
         def test(params, batch):
             return self._measure(self.logits(params, batch), batch["label"], batch["mask"])
 
-        return [Averages(name, test, batches) for name, batches in self.eval_passes.items()]
+        return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
 
     def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.image_size)

@@ -146,7 +146,7 @@ class LowShotStage(ImageStage):
             logits = self.logits(params, batch)
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
-        return [OverSplits(name, test, batches) for name, batches in self.eval_passes.items()]
+        return [OverSplits(name, test, batches) for name, batches in self.eval_passes().items()]
 
     def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.image_size)

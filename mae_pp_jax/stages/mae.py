@@ -37,6 +37,7 @@ class MaeStageConfig(ImageStageConfig):
 
 class MaeStage(ImageStage):
     Config: ClassVar = MaeStageConfig
+    evaluator_names: ClassVar = ("averages", "reconstruction")
     config: MaeStageConfig
 
     def __init__(self, config: MaeStageConfig):
@@ -60,10 +61,10 @@ class MaeStage(ImageStage):
         return total, {"loss": total}
 
     def evaluators(self):
-        found = [Averages(name, self._test, batches) for name, batches in self.eval_passes.items()]
-        if found and self.config.pictures:
-            first = next(iter(self.eval_passes.values()))
-            found.append(Reconstructions(self._reconstruct, first, self.config.pictures))
+        found = [Averages(name, self._test, batches) for name, batches in self.eval_passes().items()]
+        for batches in list(self.eval_passes("reconstruction").values())[:1]:  # pictures of one set are enough
+            if self.config.pictures:
+                found.append(Reconstructions(self._reconstruct, batches, self.config.pictures))
         return found
 
     def train_flops_per_example(self):

@@ -37,6 +37,7 @@ class WspStageConfig(ImageStageConfig):
 
 class WspStage(ImageStage):
     Config: ClassVar = WspStageConfig
+    evaluator_names: ClassVar = ("averages", "tag_map")
     config: WspStageConfig
 
     def __init__(self, config: WspStageConfig):
@@ -82,12 +83,10 @@ class WspStage(ImageStage):
         def scores(params, batch):
             return self.model.apply(params, self.pixels(batch))
 
-        found, config = [], self.config
-        for name, batches in self.eval_passes.items():
-            found.append(Averages(name, test, batches))
-            if config.map_positives:
-                limits = dict(positives=config.map_positives, images=config.map_images)
-                found.append(TagMap(name, scores, batches, functools.partial(self._tags, name), **limits))
+        found, config = [Averages(name, test, batches) for name, batches in self.eval_passes().items()], self.config
+        for name, batches in self.eval_passes("tag_map").items() if config.map_positives else ():
+            limits = dict(positives=config.map_positives, images=config.map_images)
+            found.append(TagMap(name, scores, batches, functools.partial(self._tags, name), **limits))
         return found
 
     def _tags(self, name):

@@ -66,3 +66,16 @@ def test_the_head_starts_at_zero():
 def test_lineage_names_the_run_it_starts_from(runs):
     (parent,) = runs("wsp")[1]["lineage"]
     assert parent["stage"] == "mae" and parent["run"] == str(runs("mae")[0])
+
+
+def test_an_evaluation_set_says_what_is_measured_on_it():
+    stage = stage_of("wsp", evals__plain__split="test", evals__plain__evaluators="averages")
+    assert [(type(e).__name__, e.name) for e in stage.evaluators()] == [
+        ("Averages", "test"),
+        ("Averages", "plain"),
+        ("TagMap", "test"),
+    ]
+    with pytest.raises(
+        UserError, match="config.evals.test.evaluators: stage 'wsp' has no kNN; it has averages, tag_map"
+    ):
+        stage_of("wsp", evals__test__evaluators="averages,kNN")

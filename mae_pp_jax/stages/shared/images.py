@@ -70,9 +70,14 @@ FROZEN_ENCODER = {"model.drop_path": "the encoder is frozen and always runs whol
 
 
 class ImageStage(Stage):
-    """A stage on single images: opens the data when it is first asked for, and makes batches and pixels of it."""
+    """A stage on single images: opens the data when it is first asked for, and makes batches and pixels of it.
+
+    Attributes:
+      evaluator_names: what the stage can measure on an evaluation set, by the names of `evals.NAME.evaluators`.
+    """
 
     example: ClassVar = "image"
+    evaluator_names: ClassVar[tuple[str, ...]] = ("averages",)
     config: ImageStageConfig
     draws: ClassVar[int] = images.CROP_DRAWS + 1  # random numbers per example; the last chooses hashtags
 
@@ -80,6 +85,12 @@ class ImageStage(Stage):
         self.config = config
         for name in {"train", "data", "speed"} & set(config.evals):
             raise UserError(f"config.evals.{name}: '{name}/…' names metrics of the training; call this set otherwise")
+        for name, own in config.evals.items():
+            if unknown := set(own.evaluators) - set(self.evaluator_names):
+                known = ", ".join(self.evaluator_names)
+                raise UserError(
+                    f"config.evals.{name}.evaluators: stage '{config.stage}' has no {min(unknown)}; it has {known}"
+                )
         vit.grid(config.model, self.image_size)  # a size that does not fit is reported before data is opened
 
     @property
@@ -199,10 +210,12 @@ class ImageStage(Stage):
             faults=self.faults,
         )
 
-    @property
-    def eval_passes(self) -> dict[str, Callable[[], Iterator]]:
-        """Name of an evaluation set → what opens a pass over it."""
-        return {name: functools.partial(self.eval_batches, name) for name in self.config.evals}
+    def eval_passes(self, evaluator: str = "averages") -> dict[str, Callable[[], Iterator]]:
+        """Name of an evaluation set that `evaluator`, one of `evaluator_names`, measures on → what opens a pass over it."""
+        sets = (
+            name for name, own in self.config.evals.items() if evaluator in (own.evaluators or self.evaluator_names)
+        )
+        return {name: functools.partial(self.eval_batches, name) for name in sets}
 
     def load(self, record: dict, draws: np.ndarray) -> dict:
         """One training example, as `example_spec` declares it, from random numbers [draws] uniform in [0, 1).
