@@ -102,12 +102,10 @@ def _show(report: dict, request, where: str) -> None:
     left = ", ".join(f"{reason} {count:,}" for reason, count in report["left_out"].items())
     total = sum(report["left_out"].values())
     listed = f" ({left}); listed in {request.folder / build.LEFT_OUT}" if total else ""
-    print(f"{report['found']:,} images found, {sum(report['written'].values()):,} written, {total:,} left out{listed}")
-    if report["not_named"].get("images"):
-        first = ", ".join(report["not_named"]["first"])
-        print(
-            f"{report['not_named']['images']:,} image files are in no row of the sidecar and were not read: {first} …"
-        )
+    print(f"{report['found']:,} found, {sum(report['written'].values()):,} written, {total:,} left out{listed}")
+    if report["links_out"]["links"]:
+        first = ", ".join(report["links_out"]["first"])
+        print(f"{report['links_out']['links']:,} links lead out of their tar and were not followed: {first} …")
     print(report["splits"])
     total = {key: sum(part[key] for part in report["statistics"].values()) for key in ("with_hashtags", "hashtags")}
     if report["classes"]:
