@@ -108,14 +108,14 @@ def test_folder_with_sidecar_and_all_that_can_be_wrong(photos, tmp_path, capsys)
         "metadata.jsonl, row 54": "damaged entry",
         "metadata.jsonl, row 55": "damaged entry",
         "metadata.jsonl, row 56": "damaged entry",
+        "unnamed.png": "in no row of the sidecar",
     }
     assert left == reasons
     assert report["found"] == 40 + len(reasons) + 1  # sub/00.png twice
     assert sum(report["left_out"].values()) == len(reasons) + 1 and sum(report["written"].values()) == 40
-    assert report["not_named"]["images"] == 1 and report["not_named"]["first"] == ["unnamed.png"]
     assert report["classes"] == ["k0", "k1", "k2"]
     out = capsys.readouterr().out
-    assert "56 images found, 40 written, 16 left out" in out and "data hashtags --name=photos" in out
+    assert "57 found, 40 written, 17 left out" in out and "data hashtags --name=photos" in out
 
     records = _records(tmp_path)
     assert sorted(records) == sorted(f"sub/{i:02}.{'jpg' if i % 2 else 'png'}" for i in range(40))
@@ -251,7 +251,8 @@ def test_class_folders_with_their_own_splits(tmp_path):
                 (root / split / label / f"{i}.PNG").write_bytes(_encoded(i))
     (root / "train" / "cat" / "notes.txt").write_text("no image")
     report, left = _report(_build(tmp_path, f"--from={root}"))
-    assert report["written"] == {"train": 8, "val": 4} and left == {} and report["classes"] == ["cat", "dog"]
+    assert report["written"] == {"train": 8, "val": 4} and report["classes"] == ["cat", "dog"]
+    assert left == {"train/cat/notes.txt": "no picture by its name"} and report["found"] == 13
     records = _records(tmp_path, splits=("train", "val"))
     assert records["val/dog/1.PNG"][0]["label"] == 1 and records["val/dog/1.PNG"][1] == "val"
 
