@@ -230,7 +230,7 @@ def _arrange(contents: Contents, key: str, group: list[_Member]) -> None:
 
 
 def _told(key: str, picture: _Member, used: dict[str, _Member], members: list[_Member]) -> Unused:
-    first = members[0]
+    first = next((member for member in members if member.meaning == IMAGE), members[0])
     if first.name in {member.name for member in used.values()}:
         return Unused(first.name, TWICE, "the first of this name is used")
     names = ", ".join(posixpath.basename(member.name) for member in members)

@@ -141,7 +141,7 @@ def test_keys_end_at_the_first_dot_and_what_that_leaves_out_is_told(tmp_path):
         "a.tar/shoe_0": ("a",),
         "a.tar/shoe_1": ("a",),
         "a.tar/track 2": ("b",),
-        "a.tar/track 2.1 (x).json": "further part of an example",
+        "a.tar/track 2.1 (x).png": "further part of an example",
         "a.tar/7": None,
         "a.tar/7.seg.png": "further part of an example",
         "a.tar/7.npy": "no picture by its name",
