@@ -18,8 +18,8 @@ Builds a TFDS dataset (array_record shards) from
   folders of classes                                    --from=ROOT with ROOT/CLASS/*.jpg
 and keeps hashtags as people wrote them; `data hashtags` makes classes of them. Hashtags in captions (#dog) count too.
 
-Images that are damaged, too small, missing or outside the folder are left out, counted, and listed in left_out.jsonl
-beside the dataset. The same input gives the same bytes. A killed build goes on where it was: run the command again.
+Every file, row and tar member is written, or left out and listed with its reason in left_out.jsonl beside the dataset.
+The same input gives the same bytes. A killed build goes on where it was, unless the content of the input has changed.
 
 It runs on Apache Beam: here on all cores, or anywhere that Beam runs:
   --runner=DataflowRunner --beam_option=project=P --beam_option=region=R --beam_option=temp_location=gs://B/tmp"""

@@ -88,7 +88,7 @@ def classes(root: str, split: str = "") -> tuple[dict[str, list[str]], list[tupl
 
 def class_name(folder: str) -> str:
     """The name of the class whose pictures a folder holds."""
-    return legible(unicodedata.normalize("NFC", folder).strip()) or "_"
+    return " ".join(legible(unicodedata.normalize("NFC", folder)).splitlines()).strip() or "_"
 
 
 def legible(text: str) -> str:

@@ -93,7 +93,10 @@ def build(request: Request, *, runner: str = "", options: Sequence[str] = (), wo
     Raises:
       UserError: the input cannot be read, holds no usable image, or another dataset has the name.
     """
-    parts = request.reader.parts()
+    try:
+        parts = request.reader.parts()
+    except OSError as error:
+        raise UserError(f"--from: cannot read {error.filename or request.source}: {error.strerror or error}") from error
     plan = _plan(request, parts)
     pool = dict(runner=runner, options=options, workers=workers or runner_lib.cores())
     with _as_user_error(request.work), _lock(request):

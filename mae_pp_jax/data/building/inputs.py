@@ -34,7 +34,10 @@ def open_input(source: str, *, sidecar_file: str, columns: str, input_data_dir: 
     path = os.path.expanduser(source)
     folder = epath.Path(path)
     if folder.is_dir() and not (folder / "dataset_info.json").exists():
-        names = sorted(entry.name for entry in folder.iterdir())
+        try:
+            names = sorted(entry.name for entry in folder.iterdir())
+        except OSError as error:
+            raise UserError(f"--from: cannot read {source}: {error.strerror or error}") from error
         rows = sidecar_file or next((name for name in sidecar.NAMES if name in names), "")
         if rows:
             return sidecar.SidecarReader(path, _below(path, rows), meanings)

@@ -55,7 +55,7 @@ class TarReader:
                     if place == example.done:
                         yield self._item(name, last, waiting.pop(last))
         except Exception as error:  # of any kind: tarfile and zlib raise many, and damage never ends the build
-            fault = f"{str(error) or type(error).__name__}; what follows in this tar is lost"
+            fault = f"{' '.join(str(error).split()) or type(error).__name__}; what follows in this tar is lost"
             if last in waiting and IMAGE not in waiting[last]:
                 del waiting[last]  # the picture that is cut off
         for key, found in waiting.items():
