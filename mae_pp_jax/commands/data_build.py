@@ -18,8 +18,8 @@ Builds a TFDS dataset (array_record shards) from
   folders of classes                                    --from=ROOT with ROOT/CLASS/*.jpg
 and keeps hashtags as people wrote them; `data hashtags` makes classes of them. Hashtags in captions (#dog) count too.
 
-Images that are damaged, too small, missing or outside the folder are left out, counted, and listed in left_out.jsonl
-beside the dataset. The same input gives the same bytes. A killed build goes on where it was: run the command again.
+Every file, row and tar member is written, or left out and listed with its reason in left_out.jsonl beside the dataset.
+The same input gives the same bytes. A killed build goes on where it was, unless the content of the input has changed.
 
 It runs on Apache Beam: here on all cores, or anywhere that Beam runs:
   --runner=DataflowRunner --beam_option=project=P --beam_option=region=R --beam_option=temp_location=gs://B/tmp"""
@@ -102,12 +102,10 @@ def _show(report: dict, request, where: str) -> None:
     left = ", ".join(f"{reason} {count:,}" for reason, count in report["left_out"].items())
     total = sum(report["left_out"].values())
     listed = f" ({left}); listed in {request.folder / build.LEFT_OUT}" if total else ""
-    print(f"{report['found']:,} images found, {sum(report['written'].values()):,} written, {total:,} left out{listed}")
-    if report["not_named"].get("images"):
-        first = ", ".join(report["not_named"]["first"])
-        print(
-            f"{report['not_named']['images']:,} image files are in no row of the sidecar and were not read: {first} …"
-        )
+    print(f"{report['found']:,} found, {sum(report['written'].values()):,} written, {total:,} left out{listed}")
+    if report["links_out"]["links"]:
+        first = ", ".join(report["links_out"]["first"])
+        print(f"{report['links_out']['links']:,} links lead out of their tar and were not followed: {first} …")
     print(report["splits"])
     total = {key: sum(part[key] for part in report["statistics"].values()) for key in ("with_hashtags", "hashtags")}
     if report["classes"]:

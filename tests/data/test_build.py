@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import decode, fields, jpeg_restarts, source
+from mae_pp_jax.data.building import build, sidecar
 from tests.data.pictures import encode
 
 pytest.importorskip("apache_beam", reason="data build needs Apache Beam: pip install '.[beam]'")
@@ -108,14 +109,14 @@ def test_folder_with_sidecar_and_all_that_can_be_wrong(photos, tmp_path, capsys)
         "metadata.jsonl, row 54": "damaged entry",
         "metadata.jsonl, row 55": "damaged entry",
         "metadata.jsonl, row 56": "damaged entry",
+        "unnamed.png": "in no row of the sidecar",
     }
     assert left == reasons
     assert report["found"] == 40 + len(reasons) + 1  # sub/00.png twice
     assert sum(report["left_out"].values()) == len(reasons) + 1 and sum(report["written"].values()) == 40
-    assert report["not_named"]["images"] == 1 and report["not_named"]["first"] == ["unnamed.png"]
     assert report["classes"] == ["k0", "k1", "k2"]
     out = capsys.readouterr().out
-    assert "56 images found, 40 written, 16 left out" in out and "data hashtags --name=photos" in out
+    assert "57 found, 40 written, 17 left out" in out and "data hashtags --name=photos" in out
 
     records = _records(tmp_path)
     assert sorted(records) == sorted(f"sub/{i:02}.{'jpg' if i % 2 else 'png'}" for i in range(40))
@@ -251,7 +252,8 @@ def test_class_folders_with_their_own_splits(tmp_path):
                 (root / split / label / f"{i}.PNG").write_bytes(_encoded(i))
     (root / "train" / "cat" / "notes.txt").write_text("no image")
     report, left = _report(_build(tmp_path, f"--from={root}"))
-    assert report["written"] == {"train": 8, "val": 4} and left == {} and report["classes"] == ["cat", "dog"]
+    assert report["written"] == {"train": 8, "val": 4} and report["classes"] == ["cat", "dog"]
+    assert left == {"train/cat/notes.txt": "no picture by its name"} and report["found"] == 13
     records = _records(tmp_path, splits=("train", "val"))
     assert records["val/dog/1.PNG"][0]["label"] == 1 and records["val/dog/1.PNG"][1] == "val"
 
@@ -484,3 +486,115 @@ def test_wrong_options_are_one_line(photos, tmp_path, capsys, options, words):
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "tfds" / "photos" / "1.0.0").exists()
+
+
+def _some(root, number=4, tag="dog", sub=""):
+    (root / sub).mkdir(parents=True, exist_ok=True)
+    for i in range(number):
+        (root / sub / f"{i}.png").write_bytes(_encoded(i))
+    rows = [json.dumps(dict(file=f"{sub}{i}.png", hashtags=[tag], concept=f"c{i}")) for i in range(number)]
+    (root / "metadata.jsonl").write_text("\n".join(rows))
+    return root
+
+
+def test_a_changed_input_of_the_same_size_and_time_is_another_one(tmp_path, capsys):
+    root = _some(tmp_path / "in", tag="dgo")
+    _build(tmp_path, f"--from={root}")
+    for name, content in {
+        "metadata.jsonl": (root / "metadata.jsonl").read_text().replace("dgo", "dog"),
+        "0.png": None,
+    }.items():
+        path = root / name
+        before, times = path.read_bytes(), path.stat()
+        changed = content.encode() if content else before[:-20] + bytes(4) + before[-16:]
+        path.write_bytes(changed)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert len(changed) == len(before)
+        capsys.readouterr()
+        _build(tmp_path, f"--from={root}", expect=2)
+        assert "(content of the input)" in capsys.readouterr().err
+        path.write_bytes(before)  # at another time
+        _build(tmp_path, f"--from={root}/")
+    shutil.copytree(root, tmp_path / "moved", copy_function=shutil.copy)
+    _build(tmp_path, f"--from={tmp_path / 'moved'}")
+
+
+def test_a_killed_build_does_not_go_on_with_changed_input(tmp_path, monkeypatch):
+    """Half of the input is written when it changes; nothing of that half remains."""
+    root = _some(tmp_path / "in", tag="dgo")
+    monkeypatch.setattr(sidecar, "_ROWS", 2)
+
+    class Killed(BaseException):
+        pass
+
+    def stop(request, write, *rest):
+        write.done(1).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_assemble", stop)
+        with pytest.raises(Killed):
+            _build(tmp_path, f"--from={root}")
+    rows = (root / "metadata.jsonl").read_text()
+    (root / "metadata.jsonl").write_text(rows.replace("dgo", "dog"))
+    _build(tmp_path, f"--from={root}")
+    tags = {tag for record, _ in _records(tmp_path).values() for tag in record["hashtags"]}
+    assert tags == {b"dog"}
+
+
+@pytest.mark.parametrize(
+    ("option", "right", "words"),
+    [
+        (
+            "--split_by=concpt",
+            "--split_by=concept",
+            "--split_by: the input has no column 'concpt'; its columns: file, ha",
+        ),
+        (
+            "--columns=hashtags:tagz",
+            "--columns=hashtags:concept",
+            "no column 'tagz'; its columns: file, hashtags, concept",
+        ),
+        ("--columns=label:Concept", "--columns=label:concept", "no column 'Concept'"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(tmp_path, capsys, option, right, words):
+    root = _some(tmp_path / "in")
+    _build(tmp_path, f"--from={root}", option, expect=2)
+    assert words in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "tfds" / "photos").iterdir() if path.is_dir()]
+    _build(tmp_path, f"--from={root}", right)
+
+
+def test_a_path_that_exists_is_no_pattern(tmp_path):
+    folder = tmp_path / "shards [v1], a=1*"
+    folder.mkdir()
+    members = [(f"{i}.png", _encoded(i)) for i in range(3)]
+    for name in ("a.tar", "b [2].TAR"):
+        _tar(folder / name, members)
+    (folder / "index.txt").write_text("x")
+    found = {}
+    for name, source_name in dict(one=folder / "b [2].TAR", all=folder, some=f"{folder}/[ab]*.[tT]*").items():
+        report, left = _report(_build(tmp_path, f"--from={source_name}", name=name))
+        found[name] = report["found"], left
+    assert found == {"one": (3, {}), "all": (7, {"index.txt": "other kind of file"}), "some": (6, {})}
+
+
+def test_training_and_building_read_the_same_files(tmp_path):
+    root, big = tmp_path / "in", tmp_path / "big"
+    for label in ("bus", "train", "tram"):
+        _some(big / label)
+        (big / label / "metadata.jsonl").unlink()
+    root.mkdir()
+    for label in ("train", "tram"):
+        (root / label).symlink_to(big / label)
+    (root / "bus" / "2023").mkdir(parents=True)
+    for i in range(3):
+        (root / "bus" / "2023" / f"{i}.jfif").write_bytes(_encoded(i, ".jpg"))
+    (root / "bus" / "loop").symlink_to(root)
+    os.link(big / "bus" / "0.png", os.fsencode(root) + b"/bus/caf\xe9.png")
+    report, left = _report(_build(tmp_path, f"--from={root}"))
+    assert report["classes"] == ["bus", "train", "tram"] and left == {"bus/loop": "link in a loop"}
+    config = source.DataConfig(name=str(root))
+    ours = [source.open_source(config, split) for split in ("train", "test")]
+    assert {os.path.relpath(s.describe(i), root) for s in ours for i in range(len(s))} == _records(tmp_path).keys()

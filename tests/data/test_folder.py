@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import unicodedata
 
 import cv2
 import numpy as np
@@ -65,19 +66,65 @@ def test_own_splits(tmp_path, name):
     assert (len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))) == (8, 3 * 2)
 
 
-def test_hidden_files_other_files_and_links_out_of_the_folder_are_ignored(tmp_path):
-    _fill(tmp_path / "root", number=4)
-    _fill(tmp_path / "outside", classes=("fox",), number=2)
-    root = tmp_path / "root"
-    (root / ".hidden").mkdir()
-    (root / "cat" / ".thumb.png").write_bytes(b"x")
-    (root / "cat" / "notes.txt").write_text("x")
-    (root / "fox").symlink_to(tmp_path / "outside" / "fox")
-    (root / "cat" / "out.png").symlink_to(tmp_path / "outside" / "fox" / "00.png")
-    (root / "cat" / "again.png").symlink_to(root / "cat" / "00.png")
+def test_links_are_followed_and_what_is_not_read_is_told_once(tmp_path, caplog):
+    root, big = tmp_path / "root", tmp_path / "big"
+    _fill(root, number=4)
+    _fill(big, classes=("fox",), number=2)
+    (root / "fox").symlink_to(big / "fox")
+    (root / "cat" / "out.png").symlink_to(big / "fox" / "00.png")
+    (root / "cat" / "again").symlink_to(root)
+    (root / "cat" / "gone.png").symlink_to(root / "nothing")
+    (root / "dog" / "2023").mkdir()
+    cv2.imwrite(str(root / "dog" / "2023" / "x.png"), np.zeros((6, 5, 3), np.uint8))
+    (root / "dog" / "2023" / "x.png").rename(root / "dog" / "2023" / "x.JFIF")
+    (root / "stray.png").write_bytes(b"x")
+    (root / "__MACOSX" / "cat").mkdir(parents=True)
+    for name in ("__MACOSX/cat/00.png", "cat/._00.png", "cat/notes.txt"):
+        (root / name).write_bytes(b"x")
     train, test = _open(root, "train"), _open(root, "test")
-    assert fields.names(train, "label") == ("cat", "dog")
-    assert len(train) + len(test) == 9
+    assert fields.names(train, "label") == ("cat", "dog", "fox")
+    names = {os.path.relpath(s.describe(i), root) for s in (train, test) for i in range(len(s))}
+    assert len(names) == 5 + 5 + 2 and {"cat/out.png", "dog/2023/x.JFIF", "fox/01.png"} <= names
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "hidden file 2, in no class folder 1, link in a loop 1, link to nothing 1, no picture by its name 1" in line
+
+
+@pytest.mark.parametrize("classes", [("bus", "car", "train"), ("test", "train", "val"), ("train", "tram")])
+def test_classes_may_have_the_names_of_splits(tmp_path, classes):
+    _fill(tmp_path, classes=classes, number=5)
+    assert fields.names(_open(tmp_path, "train"), "label") == classes
+    assert len(_open(tmp_path, "test")) == len(classes)
+
+
+def test_a_folder_that_may_be_a_class_or_a_split_is_refused(tmp_path):
+    _fill(tmp_path, classes=("bus", "car", "train/2023"))
+    assert "if it is a class, move its pictures into it" in _refused(tmp_path)
+
+
+def test_names_in_any_bytes_and_unicode_form(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    _fill(tmp_path / "train", classes=(nfc, "tea"), number=2)
+    _fill(tmp_path / "test", classes=(nfd, "tea"), number=2)
+    for split in ("train", "test"):
+        assert fields.names(_open(tmp_path, split), "label") == (nfc, "tea")
+    old = tmp_path / "old"
+    _fill(old, number=3)
+    os.rename(os.fsencode(old / "cat"), os.fsencode(old) + b"/caf\xe9")
+    train = _open(old, "train")
+    assert fields.names(train, "label") == ("caf\\xe9", "dog") and len(train) == 4
+    assert images.pixels(train[0]["image"]).shape == (6, 5, 3) and "caf\\xe9" in train.describe(0)
+
+
+def test_fingerprints_of_plain_folders_stay(tmp_path):
+    """As they were before other files were counted; runs of then go on."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            (tmp_path / label / f"{i}.png").write_bytes(bytes(10 + i))
+    assert (
+        _open(tmp_path, "train").fingerprint == "eef78d42ff76226c"
+        and _open(tmp_path, "test").fingerprint == "bbf12c34c7e634a3"
+    )
 
 
 def test_missing_folder_offers_the_nearest(tmp_path):

@@ -7,6 +7,7 @@ appears last and whole.
 import collections
 import contextlib
 import dataclasses
+import difflib
 import fcntl
 import hashlib
 import json
@@ -25,15 +26,16 @@ from mae_pp_jax.data.building import parts as parts_lib
 from mae_pp_jax.data.building import runner as runner_lib
 from mae_pp_jax.data.building import splitting as splitting_lib
 from mae_pp_jax.data.building.encoding import Encoding
-from mae_pp_jax.data.building.items import Part, Reader, stable_hash
-from mae_pp_jax.data.building.sidecar import SidecarReader
+from mae_pp_jax.data.building.items import COLUMNS, Part, Reader, stable_hash
 from mae_pp_jax.data.building.splitting import Splitting
+from mae_pp_jax.data.building.tar_contents import LINK_OUT
 
 log = logging.getLogger(__name__)
 
 REPORT, LEFT_OUT = "build_report.json", "left_out.jsonl"
-_FORMAT = 1  # of what is written; another one makes an unfinished build start over
-_SHOWN = 5  # images that no row names, in the report
+_FORMAT = 2  # of what is written; another one makes an unfinished build start over
+_SHOWN = 5  # links out of tars, in the report
+_COLUMNS_SHOWN = 20  # in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Request:
 def build(request: Request, *, runner: str = "", options: Sequence[str] = (), workers: int = 0) -> dict:
     """Builds the dataset, or goes on where a killed build was, or finds it built already.
 
+    The input is compared with that of before by what is read from it, not by the sizes and times of its files.
+
     Args:
       request: what.
       runner: name of a Beam runner; empty: this machine.
@@ -89,62 +93,113 @@ def build(request: Request, *, runner: str = "", options: Sequence[str] = (), wo
     Raises:
       UserError: the input cannot be read, holds no usable image, or another dataset has the name.
     """
-    parts = request.reader.parts()
+    try:
+        parts = request.reader.parts()
+    except OSError as error:
+        raise UserError(f"--from: cannot read {error.filename or request.source}: {error.strerror or error}") from error
     plan = _plan(request, parts)
-    identity = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    if (request.folder / "dataset_info.json").exists():
-        report = request.folder / REPORT
-        built = json.loads(report.read_text()) if report.exists() else {}
-        if built.get("plan") != identity:
-            raise UserError(
-                f"--name: {request.folder} holds another dataset or was built from other input or options; "
-                "choose another --name or --version, or remove it"
-            )
-        _remove(request.work)
-        return built
+    pool = dict(runner=runner, options=options, workers=workers or runner_lib.cores())
     with _as_user_error(request.work), _lock(request):
-        _start(request.work, plan)
-        pool = dict(runner=runner, options=options, workers=workers or runner_lib.cores())
+        if (request.folder / "dataset_info.json").exists():
+            return _built_already(request, parts, plan, pool)
         scan = parts_lib.Scan(str(request.work), request.reader, request.splitting, request.encoding)
+        _start(request, scan, parts, plan, pool)
         runner_lib.run("looking at the input", scan, parts, **pool)
-        contents, keys = _decide(request, scan, len(parts))
-        write = parts_lib.Write(str(request.work), request.reader, request.encoding, contents)
+        try:
+            contents, keys, digests = _decide(request, scan, len(parts))
+        except UserError:
+            _remove(request.work)
+            raise
+        write = parts_lib.Write(str(request.work), request.reader, request.encoding, contents, digests)
         runner_lib.run("writing", write, parts, **pool)
-        report = _assemble(request, write, len(parts), identity, _unnamed(request.reader, keys))
+        report = _assemble(request, write, plan, _others(request.reader, keys))
     _remove(request.work)
     return report
 
 
+def _built_already(request: Request, parts: list[Part], plan: dict, pool: dict) -> dict:
+    """The report of a finished dataset, if the same input and options made it.
+
+    Raises:
+      UserError: other ones did, or something else.
+    """
+    report = request.folder / REPORT
+    built = json.loads(report.read_text()) if report.exists() else {}
+    made, now = built.get("made_from", {}), _digests(plan)
+    differs = [what for what in now if made.get(what) != now[what]]
+    if not differs:
+        _remove(request.work)
+        if made["content"] != _content(_check(request, parts, pool)):
+            differs = ["content of the input"]
+        _remove(request.work)
+    if differs:
+        raise UserError(
+            f"--name: {request.folder} holds another dataset or was built from other input or options "
+            f"({', '.join(differs)}); choose another --name or --version, or remove it"
+        )
+    return built
+
+
+def _check(request: Request, parts: list[Part], pool: dict) -> list[str]:
+    """The digest of each part of the input as it is now."""
+    check = parts_lib.Check(str(request.work), request.reader)
+    request.work.mkdir(parents=True, exist_ok=True)
+    for index in range(len(parts)):
+        check.done(index).unlink(missing_ok=True)
+    runner_lib.run("comparing the input with that of before", check, parts, **pool)
+    return [check.done(index).read_text() for index in range(len(parts))]
+
+
+def _content(digests: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _digests(plan: dict) -> dict:
+    """A hash of each entry of a plan."""
+    return {key: hashlib.sha256(json.dumps(plan[key], sort_keys=True).encode()).hexdigest()[:16] for key in plan}
+
+
 def _plan(request: Request, parts: list[Part]) -> dict:
-    """Everything that the result depends on; the places of input and result are no part of it."""
+    """What the result depends on, but for the content of the input; the places of input and result are no part."""
     base = os.path.commonpath([part.path for part in parts])
-    columns = getattr(request.reader, "columns", None)
     return dict(
         format=_FORMAT,
         name=request.name,
         version=request.version,
         input=type(request.reader).__name__,
         parts=[dataclasses.asdict(part) | {"path": os.path.relpath(part.path, base)} for part in parts],
-        columns=columns and columns.names,
+        columns=request.reader.columns.names,
         splitting=dataclasses.asdict(request.splitting),
         encoding=dataclasses.asdict(request.encoding),
     )
 
 
-def _start(work: epath.Path, plan: dict) -> None:
+def _start(request: Request, scan: parts_lib.Scan, parts: list[Part], plan: dict, pool: dict) -> None:
     """Makes the folder of an unfinished build ready; one of other input or options starts over."""
-    file, text = work / "plan.json", json.dumps(plan, sort_keys=True)
-    if work.exists() and (not file.exists() or file.read_text() != text):
-        log.info("%s: an unfinished build of other input or options is started over", work)
-        _remove(work)
+    work, text = request.work, json.dumps(plan, sort_keys=True)
+    file = work / "plan.json"
+    if work.exists():
+        same = file.exists() and file.read_text() == text
+        looked = [index for index in range(len(parts)) if scan.done(index).exists()]
+        if same and looked:
+            now = _check(request, parts, pool)
+            same = all(scan.result(index)[3]["digest"] == now[index] for index in looked)
+        if not same:
+            log.info("%s: an unfinished build of other input or options is started over", work)
+            _remove(work)
     (work / "dataset").mkdir(parents=True, exist_ok=True)
     parts_lib.put(file, text.encode())
 
 
-def _decide(request: Request, scan: parts_lib.Scan, count: int) -> tuple[parts_lib.Contents, np.ndarray]:
-    """Splits and classes of the whole input; writes the split of each item. Returns also the hashes of all names."""
+def _decide(request: Request, scan: parts_lib.Scan, count: int) -> tuple[parts_lib.Contents, np.ndarray, tuple]:
+    """Splits and classes of the whole input; writes the split of each item.
+
+    Returns:
+      Also the hashes of all names, and the digests of all parts.
+    """
     results = [scan.result(index) for index in range(count)]
     found = [result[3] for result in results]
+    _check_columns(request, list(dict.fromkeys(column for f in found for column in f["columns"])))
     names = list(dict.fromkeys([*request.splitting.names, *(s for f in found for s in f["splits"])]))
     for name in names:
         if not re.fullmatch(r"[A-Za-z][\w]*", name):
@@ -166,28 +221,45 @@ def _decide(request: Request, scan: parts_lib.Scan, count: int) -> tuple[parts_l
         captions=any(f["captions"] for f in found),
         splits=tuple(names),
     )
-    return contents, keys
+    return contents, keys, tuple(f["digest"] for f in found)
 
 
-def _assemble(request: Request, write: parts_lib.Write, count: int, identity: str, unnamed: dict) -> dict:
+def _check_columns(request: Request, there: list[str]) -> None:
+    """Refuses options that name a column which no item has."""
+    columns = request.reader.columns.names
+    wanted = [("--split_by", name) for name in request.splitting.by if name != splitting_lib.LOOKS]
+    asked = (m for m, names in columns.items() if m != "image" and names and names != COLUMNS[m])
+    wanted += [("--columns", name) for meaning in asked for name in columns[meaning]]
+    for option, name in wanted:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            have = ", ".join(there[:_COLUMNS_SHOWN]) + (" …" if len(there) > _COLUMNS_SHOWN else "")
+            raise UserError(f"{option}: the input has no column '{name}'; its columns: {have or 'none'}{hint}")
+
+
+def _assemble(request: Request, write: parts_lib.Write, plan: dict, others: list[dict]) -> dict:
     """Names the shards as TFDS does, writes its metadata and the report, and moves the dataset to its place."""
     dataset = request.work / "dataset"
-    pieces = [json.loads(write.done(index).read_text()) for index in range(count)]
-    left_out = [entry for piece in pieces for entry in piece["left_out"]]
+    pieces = [json.loads(write.done(index).read_text()) for index in range(len(write.digests))]
+    entries = [entry for piece in pieces for entry in piece["left_out"]] + others
+    passed = [entry["input"] for entry in entries if entry["reason"] == LINK_OUT]
+    left_out = [entry for entry in entries if entry["reason"] != LINK_OUT]
     reasons = collections.Counter(entry["reason"] for entry in left_out)
     infos, totals = _name_shards(request, write, pieces)
     if not infos:
         shown = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        first = "; the first: {input}: {detail}".format(**left_out[0]) if left_out else ""
         _remove(request.work)
-        raise UserError(f"--from: {request.source} holds no usable image ({shown or 'nothing found'})")
+        raise UserError(f"--from: {request.source} holds no usable image ({shown or 'nothing found'}{first})")
     report = dict(
-        plan=identity,
+        made_from=_digests(plan) | {"content": _content(write.digests)},
         name=request.name,
         version=request.version,
-        found=sum(reasons.values()) + sum(total["images"] for total in totals.values()),
+        found=len(left_out) + sum(total["images"] for total in totals.values()),
         written={split: total["images"] for split, total in totals.items()},
         left_out=dict(sorted(reasons.items())),
-        not_named=unnamed,
+        links_out=dict(links=len(passed), first=passed[:_SHOWN]),
         splits=request.splitting.describe(),
         classes=list(write.contents.classes),
         statistics={split: _statistics(total) for split, total in totals.items()},
@@ -269,13 +341,10 @@ def _statistics(total: collections.Counter) -> dict:
     )
 
 
-def _unnamed(reader: Reader, keys: np.ndarray) -> dict:
-    """How many image files of the folder no row of the sidecar names, and the first of them."""
-    if not isinstance(reader, SidecarReader) or "://" in reader.root:
-        return {}
+def _others(reader: Reader, keys: np.ndarray) -> list[dict]:
+    """The files of the input that are no items, and why."""
     named = set(keys.tolist())
-    names = [name for name in reader.others() if stable_hash(name) not in named]
-    return dict(images=len(names), first=names[:_SHOWN])
+    return [parts_lib.left_out_entry(n, reason) for n, reason in reader.others() if stable_hash(n) not in named]
 
 
 def _natural(label: str) -> tuple:

@@ -6,11 +6,13 @@ import os
 from etils import epath
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import tree
 from mae_pp_jax.data.building import sidecar
 from mae_pp_jax.data.building.folders import ClassFolders
 from mae_pp_jax.data.building.items import Columns, Reader
 from mae_pp_jax.data.building.tars import TarReader
 
+OTHER_KIND = "other kind of file"
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _RECORDS = (".tfrecord", ".tfrecords", ".array_record")
 
@@ -32,23 +34,41 @@ def open_input(source: str, *, sidecar_file: str, columns: str, input_data_dir: 
     path = os.path.expanduser(source)
     folder = epath.Path(path)
     if folder.is_dir() and not (folder / "dataset_info.json").exists():
-        names = sorted(entry.name for entry in folder.iterdir())
+        try:
+            names = sorted(entry.name for entry in folder.iterdir())
+        except OSError as error:
+            raise UserError(f"--from: cannot read {source}: {error.strerror or error}") from error
         rows = sidecar_file or next((name for name in sidecar.NAMES if name in names), "")
         if rows:
             return sidecar.SidecarReader(path, _below(path, rows), meanings)
         if found := _files(path, names):
-            return _reader(found, meanings)
-        return ClassFolders(path)
+            return _reader(found, meanings, _beside(path, found))
+        return ClassFolders(path, meanings)
     if sidecar_file:
         raise UserError(f"--sidecar: {sidecar_file} needs a folder of images, and --from={source} is none")
-    if found := sorted(glob.glob(path)) if "://" not in path else sorted(map(str, _remote_glob(path))):
-        if not folder.is_dir():
-            return _reader(tuple(found), meanings)
-    if path.startswith(("/", ".", "~")) and not folder.exists():
-        raise UserError(f"--from: nothing is at {source}")
+    if not folder.exists() and (found := _matching(path)):
+        return _reader(tuple(found), meanings)
+    if folder.exists() and not folder.is_dir():
+        return _reader((path,), meanings)
+    if not folder.exists() and (path.startswith(("/", ".", "~")) or glob.has_magic(path)):
+        raise UserError(f"--from: nothing is at {source}" + (", or of that pattern" if glob.has_magic(path) else ""))
     from mae_pp_jax.data.building import records  # imports TFDS
 
     return records.prepared_dataset(path, input_data_dir, meanings)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files of a pattern; the folders at its beginning that exist as they are written are no part of it."""
+    if "://" in pattern:
+        parent, _, last = pattern.rpartition("/")
+        return sorted(map(str, epath.Path(parent).glob(last)))
+    known, rest = pattern, ""
+    while known and not os.path.exists(known):
+        parent, last = os.path.split(known)
+        if parent == known:
+            break
+        known, rest = parent, os.path.join(last, rest) if rest else last
+    return sorted(glob.glob(os.path.join(glob.escape(known), rest)))
 
 
 def _below(root: str, name: str) -> str:
@@ -64,22 +84,28 @@ def _files(root: str, names: list[str]) -> tuple[str, ...]:
     return ()
 
 
-def _reader(paths: tuple[str, ...], columns: Columns) -> Reader:
+def _beside(root: str, chosen: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(name, why it is not read) of the files of a folder other than the chosen ones."""
+    if "://" in root:
+        return ()
+    names = {os.path.basename(path) for path in chosen}
+    others = ((name, reason) for name, reason in tree.walk(root) if name not in names)
+    return tuple((n, "in a folder below" if "/" in n else r if r == tree.HIDDEN else OTHER_KIND) for n, r in others)
+
+
+def _reader(paths: tuple[str, ...], columns: Columns, beside: tuple[tuple[str, str], ...] = ()) -> Reader:
     if all(_is_kind(path, _TARS) for path in paths):
-        return TarReader(tuple(paths), columns)
+        return TarReader(tuple(paths), columns, beside=beside)
     if all(_is_kind(path, _RECORDS) for path in paths):
         from mae_pp_jax.data.building import records
 
-        return records.RecordReader(tuple((path, None) for path in paths), columns)
-    raise UserError(f"--from: {paths[0]} is neither a folder nor one of {', '.join((*_TARS, *_RECORDS))}")
+        return records.RecordReader(tuple((path, None) for path in paths), columns, beside=beside)
+    kinds = (_TARS, _RECORDS) if not _is_kind(paths[0], _RECORDS) else (_RECORDS, _TARS)
+    odd = next((path for path in paths if not _is_kind(path, kinds[0])), paths[0])
+    raise UserError(f"--from: {odd} is neither a folder nor one of {', '.join((*_TARS, *_RECORDS))}")
 
 
 def _is_kind(path: str, suffixes: tuple[str, ...]) -> bool:
     """Whether a file name has one of the suffixes; records may carry their shard's number after it."""
-    name = os.path.basename(path)
+    name = os.path.basename(path).lower()
     return name.endswith(suffixes) or any(f"{suffix}-" in name for suffix in suffixes if suffix in _RECORDS)
-
-
-def _remote_glob(path: str):
-    parent, _, pattern = path.rpartition("/")
-    return epath.Path(parent).glob(pattern)

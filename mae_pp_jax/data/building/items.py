@@ -113,8 +113,10 @@ class Reader(Protocol):
 
     Attributes:
       class_names: the classes, if the input says them in advance.
+      columns: which column means what.
     """
 
+    columns: "Columns"
     class_names: tuple[str, ...]
 
     def parts(self) -> list[Part]:
@@ -122,6 +124,9 @@ class Reader(Protocol):
 
     def items(self, part: Part) -> Iterator[Item]:
         """The items of a part, in a fixed order."""
+
+    def others(self) -> Iterator[tuple[str, str]]:
+        """(name, reason) of the files beside those of `parts` that are not read, unless an item has the name."""
 
 
 @dataclasses.dataclass(frozen=True)

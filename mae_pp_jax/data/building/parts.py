@@ -5,7 +5,9 @@ each item), `dataset/piece-00000.SPLIT` (records) and `piece-00000.json` (counts
 """
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -17,10 +19,11 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import tree
 from mae_pp_jax.data.building import encoding as encoding_lib
 from mae_pp_jax.data.building import splitting as splitting_lib
 from mae_pp_jax.data.building.encoding import Encoding
-from mae_pp_jax.data.building.items import TWICE, Item, LeftOut, Part, Reader, stable_hash
+from mae_pp_jax.data.building.items import TWICE, UNREADABLE, Item, LeftOut, Part, Reader, stable_hash
 from mae_pp_jax.data.building.splitting import Splitting
 
 
@@ -40,9 +43,55 @@ class Contents:
     splits: tuple[str, ...]
 
 
+class Digest:
+    """A hash of items, with the bytes of their images: of what is read, whatever the sizes and times of the files."""
+
+    def __init__(self):
+        self._hash = hashlib.sha256()
+
+    def read(self, item: Item) -> bytes:
+        """The bytes of an item's image, which it adds.
+
+        Raises:
+          LeftOut: the item cannot be used; that is added as well.
+        """
+        said = [item.key, item.hashtags, item.caption, item.label, item.split, item.columns]
+        self._hash.update(repr(said).encode("utf-8", "surrogatepass"))
+        try:
+            data = item.read()
+        except LeftOut as error:
+            self._hash.update(error.reason.encode())
+            raise
+        self._hash.update(hashlib.sha256(data).digest())
+        return data
+
+    def value(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Computes the digest of a part, to compare it with what was read before."""
+
+    work: str
+    reader: Reader
+
+    def done(self, index: int) -> epath.Path:
+        """The file with the digest of a part."""
+        return epath.Path(self.work) / f"check-{index:05}.txt"
+
+    def __call__(self, numbered: tuple[int, Part]) -> None:
+        index, part = numbered
+        digest = Digest()
+        for item in self.reader.items(part):
+            with contextlib.suppress(LeftOut):
+                digest.read(item)
+        put(self.done(index), digest.value().encode())
+
+
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """Looks at a part: hashes of names and families, labels, and which columns there are."""
+    """Looks at a part: its digest, hashes of names and families, labels, and which columns there are."""
 
     work: str
     reader: Reader
@@ -55,11 +104,13 @@ class Scan:
 
     def __call__(self, numbered: tuple[int, Part]) -> None:
         index, part = numbered
-        keys, families, own, labels, names = [], [], [], collections.Counter(), []
+        keys, families, own, labels, names, columns = [], [], [], collections.Counter(), [], {}
         hashtags = captions = False
+        digest = Digest()
         for item in self.reader.items(part):
             keys.append(stable_hash(item.key))
-            families.append(self._family(item))
+            families.append(self._family(item, digest))
+            columns |= dict.fromkeys(map(str, item.columns))
             if item.split is not None and item.split not in names:
                 names.append(item.split)
             own.append(-1 if item.split is None else names.index(item.split))
@@ -67,7 +118,8 @@ class Scan:
                 labels[item.label] += 1
             hashtags |= item.hashtags is not None
             captions |= item.caption is not None
-        found = dict(splits=names, labels=labels, hashtags=hashtags, captions=captions)
+        found = dict(splits=names, labels=labels, hashtags=hashtags, captions=captions, columns=list(columns))
+        found["digest"] = digest.value()
         things = splitting_lib.hashes_of_family(self.splitting)
         buffer = io.BytesIO()
         np.savez(
@@ -79,13 +131,12 @@ class Scan:
         )
         put(self.done(index), buffer.getvalue())
 
-    def _family(self, item: Item) -> list[int]:
+    def _family(self, item: Item, digest: Digest) -> list[int]:
         looks = (0, 0)
-        if splitting_lib.LOOKS in self.splitting.by:
-            try:
-                looks = encoding_lib.looks(encoding_lib.prepare(item.read(), self.encoding)[1])
-            except LeftOut:  # reported when the part is written
-                pass
+        with contextlib.suppress(LeftOut):  # reported when the part is written
+            data = digest.read(item)
+            if splitting_lib.LOOKS in self.splitting.by:
+                looks = encoding_lib.looks(_prepare(data, self.encoding)[1])
         return splitting_lib.family_hashes(self.splitting, item.columns, looks)
 
     def result(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -102,6 +153,7 @@ class Write:
     reader: Reader
     encoding: Encoding
     contents: Contents
+    digests: tuple[str, ...]
 
     def done(self, index: int) -> epath.Path:
         """The file that says that a part is written."""
@@ -121,16 +173,17 @@ class Write:
         stats = {split: collections.Counter() for split in self.contents.splits}
         left_out, writers = [], {}
         with tempfile.TemporaryDirectory(dir=None if "://" in self.work else self.work) as scratch:
-            position = -1
+            position, digest = -1, Digest()
             for position, item in enumerate(self.reader.items(part)):
                 if position >= len(assigned):
                     break
                 try:
+                    data = digest.read(item)
                     if assigned[position] == splitting_lib.TWICE:
                         raise LeftOut(TWICE)
-                    data, pixels = encoding_lib.prepare(item.read(), self.encoding)
+                    data, pixels = _prepare(data, self.encoding)
                 except LeftOut as error:
-                    left_out.append(dict(input=item.key, reason=error.reason, detail=error.detail))
+                    left_out.append(left_out_entry(item.key, error.reason, error.detail))
                     continue
                 split = self.contents.splits[assigned[position]]
                 if split not in writers:
@@ -139,7 +192,7 @@ class Write:
                 record = self._record(item, data)
                 writers[split].write(record)
                 self._count(stats[split], item, record, pixels)
-            if position + 1 != len(assigned):
+            if position + 1 != len(assigned) or digest.value() != self.digests[index]:
                 raise UserError(f"--from: {part.path} changed while it was read; run the same command again")
             for split, writer in writers.items():
                 writer.close()
@@ -171,6 +224,21 @@ class Write:
         stats["labelled"] += item.label is not None
 
 
+def left_out_entry(name: str, reason: str, detail: str = "") -> dict:
+    """A line of the list of what is left out."""
+    return dict(input=tree.legible(name), reason=reason, detail=tree.legible(detail))
+
+
+def _prepare(data: bytes, encoding: Encoding) -> tuple[bytes, np.ndarray]:
+    """As `encoding.prepare`; whatever a decoder raises is a reason to leave the image out."""
+    try:
+        return encoding_lib.prepare(data, encoding)
+    except (LeftOut, UserError, OSError):
+        raise
+    except Exception as error:
+        raise LeftOut(UNREADABLE, f"{type(error).__name__}: {error}") from error
+
+
 def put(path: epath.Path, content: bytes) -> None:
     """Writes a file that other processes see whole or not at all."""
     half = path.parent / f"{path.name}.half-{os.getpid()}"
@@ -187,4 +255,4 @@ def move(local: str, path: epath.Path) -> None:
 
 
 def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
+    return tree.legible(text).encode()

@@ -25,6 +25,7 @@ class RecordReader:
       names: feature → names of the classes that its numbers stand for.
       lists: features that hold a list, even where it has one entry.
       class_names: of the label, in the dataset's order.
+      beside: (name, reason) of the other files of the folder of record files.
     """
 
     files: tuple[tuple[str, str | None], ...]
@@ -32,6 +33,7 @@ class RecordReader:
     names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     lists: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()
 
     def parts(self) -> list[Part]:
         return [Part(path, split=split, size=epath.Path(path).stat().length) for path, split in self.files]
@@ -42,15 +44,21 @@ class RecordReader:
         try:
             for index, record in enumerate(_records(part.path)):
                 yield self._item(f"{name}/{index}", record, part.split)
-        except (EOFError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of any kind: damage never ends the build
             detail = f"{str(error) or type(error).__name__}; what follows in this file is lost"
             yield Item(f"{name}, after record {index}", Broken(DAMAGED, detail))
 
+    def others(self) -> Iterator[tuple[str, str]]:
+        """(name, reason) of the other files in the folder of record files."""
+        return iter(self.beside)
+
     def _item(self, key: str, record: bytes, split: str | None) -> Item:
         try:
-            features = tf_example_pb2.Example.FromString(record).features.feature
-        except Exception as error:  # protobuf's DecodeError has no public home
+            return self._example(key, tf_example_pb2.Example.FromString(record).features.feature, split)
+        except Exception as error:  # of any kind: protobuf's DecodeError has no public home
             return Item(key, Broken(UNREADABLE, f"no tf.train.Example: {error}"))
+
+    def _example(self, key: str, features, split: str | None) -> Item:
         row = {name: self._value(name, feature) for name, feature in features.items()}
         image = self.columns.value("image", row)
         row = {name: value for name, value in row.items() if name not in self.columns.names["image"]}

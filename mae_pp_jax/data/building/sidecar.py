@@ -1,23 +1,39 @@
-"""A folder of images and a JSON-lines or CSV file that says what is in them."""
+"""A folder of images and a JSON-lines or CSV file that says what is in them.
 
+CSV is what Python's csv module reads: a quote within an unquoted cell is text, lines end in LF, CR LF or CR, and quoted
+cells may hold line ends. Rows are counted, and parts cut, where that parser ends a row.
+"""
+
+import collections
 import csv
 import dataclasses
 import io
 import json
+import logging
 import os
-import posixpath
+import re
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data.building.folders import Inside, image_files
+from mae_pp_jax.data import tree
+from mae_pp_jax.data.building.folders import Inside, resolve
 from mae_pp_jax.data.building.items import DAMAGED, Broken, Columns, Item, Part
 
+log = logging.getLogger(__name__)
+
 NAMES = ("metadata.jsonl", "metadata.csv")  # looked for in the folder when none is named
+NOT_NAMED = "in no row of the sidecar"
 _ROWS = 1000  # of a part
+_MOST_LINES = 1000  # of one row; a quoted cell that is longer is taken for one that never closes
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (".jsonl", ".ndjson", *_DELIMITERS)
+_UTF8 = dict(encoding="utf-8", errors="surrogateescape")  # gives back the same bytes, whatever they are
+_MARK = b"\xef\xbb\xbf"
+_OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
+csv.field_size_limit(2**31 - 1)  # for the whole process: 128 KiB by default, and captions may be longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +41,7 @@ class SidecarReader:
     """Rows of `path`, each naming an image file relative to `root`.
 
     A row whose file is absent, lies outside `root` or cannot be read is an item that cannot be used; so is a line that
-    is no row. Images of the folder that no row names are not read (see `others`).
+    is no row. Files of the folder that no row names are not read (see `others`).
     """
 
     root: str
@@ -34,85 +50,195 @@ class SidecarReader:
     class_names: tuple[str, ...] = ()
 
     def parts(self) -> list[Part]:
-        suffix = os.path.splitext(self.path)[1].lower()
-        if suffix not in _SUFFIXES:
+        if self._suffix not in _SUFFIXES:
             raise UserError(f"--sidecar: {self.path} must end in {', '.join(_SUFFIXES)}")
-        bounds = [self._header()[1]]  # bytes at which parts begin, and the last one ends
         try:
+            header, start, dialect = self._header()
+            bounds, number, odd = [start], 0, []  # bytes at which parts begin, and the last one ends
+            end = start
             with epath.Path(self.path).open("rb") as file:
-                file.seek(end := bounds[0])
-                for number, end in _ends(file, end, quoted=suffix in _DELIMITERS):
+                file.seek(start)
+                for number, (end, row) in enumerate(_rows(file, start, header, dialect), 1):
                     if number % _ROWS == 0:
                         bounds.append(end)
+                    if _escaped(row.text):
+                        odd.append(number)
         except OSError as error:
             raise UserError(f"--sidecar: cannot read {self.path}: {error.strerror}") from error
+        if not number:
+            raise UserError(f"--sidecar: {self.path} has no row")
+        if odd:
+            what = "%s: %d rows hold bytes that are no UTF-8, the first is row %d; in texts they become �"
+            log.warning(what, self.path, len(odd), odd[0])
         if end != bounds[-1]:
             bounds.append(end)
-        if len(bounds) == 1:
-            raise UserError(f"--sidecar: {self.path} has no row")
         pieces = enumerate(zip(bounds, bounds[1:]))
         return [Part(self.path, start, stop, first=i * _ROWS, size=bounds[-1]) for i, (start, stop) in pieces]
 
     def items(self, part: Part) -> Iterator[Item]:
-        header, _ = self._header()
+        header, _, dialect = self._header()
         with epath.Path(part.path).open("rb") as file:
             file.seek(part.start)
-            text = file.read(part.stop - part.start).decode("utf-8", "replace")
-        for number, row in enumerate(self._rows(text, header), part.first + 1):
+            content = io.BytesIO(file.read(part.stop - part.start))
+        for number, (_, row) in enumerate(_rows(content, part.start, header, dialect), part.first + 1):
             place = f"{os.path.basename(self.path)}, row {number}"
-            name = self.columns.value("image", row) if isinstance(row, dict) else None
-            if not isinstance(name, str):
-                yield Item(place, Broken(DAMAGED, "not readable" if row is None else "names no file"))
-            else:
-                name = posixpath.normpath(name)
-                yield self.columns.item(name, Inside(self.root, name), row)
+            try:
+                yield self._item(place, row)
+            except Exception as error:  # of any kind: a row that cannot be read never ends the build
+                yield Item(place, Broken(DAMAGED, f"{type(error).__name__}: {error}"))
 
-    def others(self) -> Iterator[str]:
-        """Names of all image files in the folder, relative to it, named in the sidecar or not."""
-        return image_files(self.root)
+    def others(self) -> Iterator[tuple[str, str]]:
+        """(name, why it is not read if no row names it) of every other file in the folder."""
+        for name, reason in tree.walk(self.root) if "://" not in self.root else ():
+            if not _same(os.path.join(self.root, name), self.path):
+                yield name, reason or NOT_NAMED
 
-    def _rows(self, text: str, header: list[str]) -> Iterator:
-        """Rows as dicts; None for a line that is none."""
-        if header:
-            delimiter = _DELIMITERS[os.path.splitext(self.path)[1].lower()]
-            for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
-                if cells:
-                    yield dict(zip(header, cells)) if len(cells) == len(header) else None
-            return
-        for line in text.split("\n"):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    yield None
+    @property
+    def _suffix(self) -> str:
+        return os.path.splitext(self.path)[1].lower()
 
-    def _header(self) -> tuple[list[str], int]:
-        """The column names of a CSV file ([] for JSON lines) and the byte at which its rows begin."""
-        suffix = os.path.splitext(self.path)[1].lower()
-        try:
-            with epath.Path(self.path).open("rb") as file:
-                mark = len(b"\xef\xbb\xbf") if file.read(3) == b"\xef\xbb\xbf" else 0
-                if suffix not in _DELIMITERS:
-                    return [], mark
-                file.seek(mark)
-                line = file.readline()
-        except OSError as error:
-            raise UserError(f"--sidecar: cannot read {self.path}: {error.strerror}") from error
-        names = next(csv.reader([line.decode("utf-8", "replace").strip()], delimiter=_DELIMITERS[suffix]), [])
+    def _item(self, place: str, row: "_Row") -> Item:
+        name = self.columns.value("image", row.values) if isinstance(row.values, dict) else None
+        if not isinstance(name, str):
+            return Item(place, Broken(DAMAGED, row.fault or "names no file"))
+        name = resolve(self.root, name)
+        return self.columns.item(name, Inside(self.root, name), _legible(row.values))
+
+    def _header(self) -> tuple[list[str], int, dict]:
+        """The column names of a CSV file ([] for JSON lines), the byte at which its rows begin, csv's options."""
+        with epath.Path(self.path).open("rb") as file:
+            begin = file.read(len(_MARK))
+            if begin.startswith(_OTHER_MARKS):
+                raise UserError(f"--sidecar: {self.path} is UTF-16; save it as UTF-8")
+            start = len(_MARK) if begin == _MARK else 0
+            if self._suffix not in _DELIMITERS:
+                return [], start, {}
+            file.seek(start)
+            dialect = dict(delimiter=_DELIMITERS[self._suffix])
+            found = next(_csv_rows(file, start, 0, dialect), None)
+        cells = [] if found is None else found[1].values
+        dialect["skipinitialspace"] = any(cell.startswith(" ") for cell in cells[1:])
+        if dialect["skipinitialspace"]:
+            cells = next(csv.reader([found[1].text], **dialect))
+        names = [_legible(cell.strip()) for cell in cells]
         if not set(names) & set(self.columns.names["image"]):
             raise UserError(
                 f"--sidecar: {self.path} has no column {' or '.join(self.columns.names['image'])}, its columns are "
                 f"{', '.join(names)}; say which names the file: --columns=image:COLUMN"
             )
-        return [name.strip() for name in names], mark + len(line)
+        return names, found[0] if found else start, dialect
 
 
-def _ends(file, start: int, *, quoted: bool) -> Iterator[tuple[int, int]]:
-    """(number of rows up to here, byte at which the last one ends); a quoted cell of a CSV may hold line ends."""
-    number, at, quotes = 0, start, 0
-    for line in file:
-        at += len(line)
-        quotes += line.count(b'"') if quoted else 0
-        if quotes % 2 == 0 and line.strip():
-            number += 1
-            yield number, at
+@dataclasses.dataclass
+class _Row:
+    """A row as the parser gives it: its text, its values, and what is wrong with it where it has none."""
+
+    text: str
+    values: Any = None
+    fault: str = ""
+
+
+def _rows(file, start: int, header: list[str], dialect: dict) -> Iterator[tuple[int, _Row]]:
+    """(byte at which it ends, row as a dict) of every row of a file that stands at byte `start`."""
+    if header:
+        for end, row in _csv_rows(file, start, len(header), dialect):
+            if not row.fault:
+                row.values = dict(zip(header, row.values))
+            yield end, row
+        return
+    for line in io.TextIOWrapper(file, newline="", **_UTF8):
+        start += _size(line)
+        if line.strip():
+            try:
+                yield start, _Row(line, json.loads(line))
+            except (ValueError, RecursionError) as error:
+                yield start, _Row(line, fault=f"no JSON: {error}")
+
+
+def _csv_rows(file, start: int, columns: int, dialect: dict) -> Iterator[tuple[int, _Row]]:
+    """(byte at which it ends, row as a list of cells) of every row; `columns` 0 takes any number of cells.
+
+    A row of several lines that has another number of cells, or a quote where none may stand, began with a quote that
+    does not close: its first line is at fault, and the next line is read as a row of its own.
+    """
+    lines = _Lines(io.TextIOWrapper(file, newline="", **_UTF8))
+    reader = csv.reader(lines, **dialect)
+    while True:
+        try:
+            cells, fault = lines.row(reader)
+        except StopIteration:
+            return
+        count_fault = f"{len(cells)} cells, the header has {columns}" if columns and len(cells) != columns else ""
+        if len(lines.taken) > 1 and (fault or count_fault or lines.ended or not _strict(lines.taken, dialect)):
+            lines.give_back()
+            fault = "a quoted cell that does not close"
+        if fault:
+            reader = csv.reader(lines, **dialect)
+        text = "".join(lines.taken)
+        start += _size(text)
+        if text.strip(" \r\n"):
+            yield start, _Row(text, cells, fault or count_fault)
+
+
+class _Lines:
+    """Lines of a text for csv.reader, which says by taking them which lines belong to a row."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text, self._waiting = text, collections.deque()
+        self.taken: list[str] = []  # of the present row
+        self.ended = False  # whether the row wanted more
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        line = ""
+        if len(self.taken) < _MOST_LINES:
+            line = self._waiting.popleft() if self._waiting else self._text.readline()
+        if not line:
+            self.ended = True
+            raise StopIteration
+        self.taken.append(line)
+        return line
+
+    def row(self, reader) -> tuple[list[str], str]:
+        """The cells of the next row, and what is wrong with it."""
+        self.taken, self.ended = [], False
+        try:
+            return next(reader), "a quoted cell that does not close" if self.ended else ""
+        except csv.Error as error:
+            return [], str(error)
+
+    def give_back(self) -> None:
+        """All lines of the row but the first belong to the next ones."""
+        self._waiting.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
+def _strict(lines: list[str], dialect: dict) -> bool:
+    """Whether csv finds nothing to forgive in a row."""
+    try:
+        return len(list(csv.reader(lines, strict=True, **dialect))) == 1
+    except csv.Error:
+        return False
+
+
+def _size(text: str) -> int:
+    return len(text.encode(**_UTF8))
+
+
+def _escaped(text: str) -> bool:
+    return not text.isascii() and re.search("[\udc80-\udcff]", text) is not None
+
+
+def _legible(value: Any) -> Any:
+    """A value without the halves of characters that stand for bytes that are no UTF-8."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, list):
+        return [_legible(v) for v in value]
+    return {_legible(k): _legible(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _same(path: str, other: str) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)

@@ -1,0 +1,134 @@
+"""Which files of a folder are pictures, and in which class and split they are; the same for training and `data build`.
+
+Links are followed. Every file is found once by its name: as a picture, or as something else with the reason why.
+"""
+
+import errno
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+
+from mae_pp_jax.core.errors import UserError
+
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".jxl"),
+)
+SPLITS = ("train", "test", "val", "validation")  # names of folders that may stand above those of classes
+
+# Why a file is not used.
+HIDDEN, OTHER, LOOP, DEAD = "hidden file", "no picture by its name", "link in a loop", "link to nothing"
+CLOSED, NO_CLASS, NO_SPLIT = "unreadable", "in no class folder", "in no split folder"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is hidden, or of the twin files (`._NAME`, `__MACOSX`) that macOS adds to archives."""
+    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in name.split("/"))
+
+
+def walk(root: str) -> Iterator[tuple[str, str]]:
+    """(name relative to root with /, "" for a picture or why it is none) of every file below a folder, sorted.
+
+    Links are followed, but for one that leads to a folder in which it stands.
+    """
+    about = os.stat(root)
+    return _walk(root, "", ((about.st_dev, about.st_ino),))
+
+
+def _walk(folder: str, prefix: str, above: tuple) -> Iterator[tuple[str, str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        yield prefix, CLOSED
+        return
+    for entry in found:
+        name = prefix + entry.name
+        try:
+            about = entry.stat() if entry.is_symlink() else None
+            if about and stat.S_ISDIR(about.st_mode) or entry.is_dir():
+                here = about or os.stat(entry.path)
+                key = here.st_dev, here.st_ino
+                if key in above:
+                    yield name, LOOP
+                else:
+                    yield from _walk(entry.path, f"{name}/", (*above, key))
+                continue
+            usable = entry.is_file()
+        except OSError as error:  # of a link: nothing is there, or links that lead to each other
+            yield name, LOOP if error.errno == errno.ELOOP else DEAD if entry.is_symlink() else CLOSED
+            continue
+        picture = usable and entry.name.lower().endswith(EXTENSIONS)
+        yield name, HIDDEN if is_hidden(name) else "" if picture else OTHER
+
+
+def classes(root: str, split: str = "") -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """Class → names of its pictures relative to root, sorted; and what else is there, with the reason.
+
+    Classes stand in the order of their folders. Folders whose names are the same text (in another Unicode form, or but
+    for spaces at the ends) are one class.
+
+    Args:
+      root: the folder.
+      split: the folder below it that holds the classes; empty: root itself.
+    """
+    found, others = {}, []
+    for name, reason in walk(os.path.join(root, split)):
+        full = f"{split}/{name}" if split else name
+        label, inside, _ = name.partition("/")
+        if not reason and not inside:
+            reason = NO_CLASS
+        if reason:
+            others.append((full, reason))
+        else:
+            found.setdefault(class_name(label), []).append(full)
+    return {label: sorted(names) for label, names in found.items()}, others
+
+
+def class_name(folder: str) -> str:
+    """The name of the class whose pictures a folder holds."""
+    return " ".join(legible(unicodedata.normalize("NFC", folder)).splitlines()).strip() or "_"
+
+
+def legible(text: str) -> str:
+    r"""A file name that can be printed and written: bytes that are no UTF-8 become `\xe9`."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair of UTF-16, from JSON
+        return text.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
+
+
+def split_folders(root: str) -> tuple[str, ...]:
+    """The folders of root that are splits; none where they are classes.
+
+    A folder named train is a split if it holds folders of pictures, and a class if it holds pictures.
+
+    Raises:
+      UserError: it may be either.
+    """
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and os.path.isdir(entry.path))
+    kinds = {name: _kinds(os.path.join(root, name)) for name in names if name in SPLITS}
+    splits = tuple(name for name in SPLITS if kinds.get(name, (False, False))[1])
+    if "train" not in splits:
+        return ()
+    others = (name for name in names if name not in SPLITS)
+    beside = next((name for name in others if any(_kinds(os.path.join(root, name)))), None)
+    if beside is None or len(splits) > 1:
+        return splits
+    if kinds["train"][0]:
+        return ()
+    raise UserError(
+        f"{os.path.join(root, 'train')} holds folders of pictures, as a split does, and stands beside the class "
+        f"'{beside}': if it is a class, move its pictures into it; if it is a split, move {beside} elsewhere"
+    )
+
+
+def _kinds(folder: str) -> tuple[bool, bool]:
+    """Whether a folder holds pictures itself, and whether folders below it do."""
+    with os.scandir(folder) as entries:
+        entries = [entry for entry in entries if not is_hidden(entry.name)]
+    here = any(entry.name.lower().endswith(EXTENSIONS) and entry.is_file() for entry in entries)
+    folders = (entry.path for entry in entries if os.path.isdir(entry.path))
+    return here, any(any(not reason for _, reason in walk(path)) for path in folders)
