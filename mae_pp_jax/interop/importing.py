@@ -43,10 +43,12 @@ class Import:
     resize: str
 
     def report(self) -> str:
-        """Text that names every key of the file."""
+        """Text that names every key of the weights, and whatever else the file holds."""
         match, tensors = self.match, self.file.tensors
+        item = f" of {self.file.item}" if self.file.item else ""
+        average = ", a running average" if self.file.averaged else ""
         lines = [
-            f"{self.file.path}: format {match.format.name}, {len(tensors)} tensors, "
+            f"{self.file.path}: format {match.format.name}, {len(tensors)} tensors{item}{average}, "
             f"{sum(t.nbytes for t in tensors.values()):,} bytes: {len(self.places)} moved, {len(match.left)} left"
         ]
         for key, place in self.places.items():
@@ -60,7 +62,7 @@ class Import:
             f"  {key} {_shape(tensors[key].shape)} left: {WHY.get(group, 'not part of the encoder')}"
             for key, group in match.left.items()
         ]
-        lines += [f"  {name} left: no weights" for name in self.file.left]
+        lines += [f"  {name} left: {what}" for name, what in self.file.left.items()]
         return "\n".join(lines)
 
     def _resized(self, key: str) -> bool:
@@ -176,6 +178,7 @@ def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dic
     lineage = dict(
         file=file.path.name,
         format=todo.match.format.name,
+        item=file.item,
         sha256=digest,
         dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
         resize=todo.resize,
