@@ -126,7 +126,8 @@ def import_file(
     config = registry.resolve(mapping)
     shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))
     shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
-    todo = importing.plan(file, match, shapes, resize or match.format.positions)
+    classes = layout.class_names(file, match)
+    todo = importing.plan(file, match, shapes, resize or match.format.positions, classes)
     result = importing.write_run(target, todo, config_lib.to_dict(config), origin)
     print(todo.report())
     print(f"{target} is a run of stage {result['stage']} with {result['parameters']:,} parameters")

@@ -25,7 +25,8 @@ examples:
   python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
   python -m mae_pp_jax evaluate --workdir=runs/finetune --config.evals.photos.data=/photos --evaluators=photos
 
---config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set."""
+--config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set. Classes and
+hashtags of a set are matched by name with those that the checkpoint was trained on."""
 
 
 def add_parser(verbs) -> None:
@@ -79,6 +80,7 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
     step = checkpoint.find(folder, field="--workdir")
+    stage.recall(checkpoint.meta(folder, step))
     saved = checkpoint.weights(folder, step)
     shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
     checkpoint.check_shapes(saved, shapes, f"{folder}/checkpoints/{step}")

@@ -198,6 +198,16 @@ class Stage:
         del name
         return {}
 
+    def identity(self) -> dict[str, Sequence[str]]:
+        """What the numbers in the data stand for, such as classes: field → names. Checkpoints keep it."""
+        return {}
+
+    def recall(self, meta: Mapping[str, Any]) -> None:
+        """Called before a checkpoint is evaluated with its JSON part (`checkpoint.meta`), in which `identity` is.
+
+        From here on the numbers of evaluation sets stand for the same names as when it was trained.
+        """
+
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The rows of `reader` of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""
         raise NotImplementedError

@@ -181,9 +181,8 @@ def _account(leaves: list, found: list[Weights], chosen: Weights) -> dict[str, s
             continue
         if weights:
             name = weights.name or "without prefix"
-            what = "their running average" if weights.averaged else "weights as trained"
-            choice = name if weights.name else "model"
-            about[name] = f"{what} of a model; --item={choice} takes {'it' if weights.averaged else 'them'}"
+            what = "a running average of weights" if weights.averaged else "weights as trained"
+            about[name] = f"{what} (--item={weights.name or 'model'})"
         else:
             common = next((i for i, (a, b) in enumerate(zip(where, chosen.under)) if a != b), len(chosen.under))
             name = ".".join(where[: common + 1])

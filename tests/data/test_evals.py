@@ -34,7 +34,7 @@ def opened(data, tmp_path):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
         other = source.DataConfig(name=data.name, train_split="all", eval_fraction=0.0)
         config = evals.EvalConfig(data=_folder(tmp_path / "other", folders), split=split, classes=str(file))
-        held_out = evals.open_eval_source(other, config, train, "other")
+        held_out = evals.open_eval_source(other, config, evals.Known(evals.names_of(train)), "other")
         labels, names = fields.labels(held_out).tolist(), fields.names(train, "label")
         pixels = [images.pixels(held_out[i]["image"])[0, 0, 0] // 20 for i in range(len(held_out))]
         assert labels == [held_out[i]["label"] for i in range(len(held_out))]
@@ -45,7 +45,7 @@ def opened(data, tmp_path):
 
 def test_without_a_set_of_its_own_the_held_out_part_is_evaluated(data):
     train = source.open_source(data, "train")
-    held_out = evals.open_eval_source(data, evals.EvalConfig(), train)
+    held_out = evals.open_eval_source(data, evals.EvalConfig(), evals.Known(evals.names_of(train)))
     assert len(train) + len(held_out) == 15 and held_out.fingerprint == source.open_source(data, "test").fingerprint
 
 
@@ -90,4 +90,4 @@ def test_files_of_classes_that_do_not_fit_are_refused_in_one_line(opened, conten
 def test_a_missing_file_of_classes_is_refused(data):
     train = source.open_source(data, "train")
     with pytest.raises(UserError, match=r"^evals\.test\.classes: cannot read /none.json: No such file"):
-        evals.open_eval_source(data, evals.EvalConfig(classes="/none.json"), train)
+        evals.open_eval_source(data, evals.EvalConfig(classes="/none.json"), evals.Known(evals.names_of(train)))
