@@ -20,13 +20,13 @@ _WRAPPERS = re.compile(
 )
 _ANCHORS = tuple({format.rows[0].key for format in tables.FORMATS})
 _AVERAGE = re.compile(r"ema|swa|averaged?|avg|shadow")
+_OPTIMIZER = re.compile(r".*optim.*|opt|opt_state|mu|nu|exp_avg.*|momentum_buffer")  # has moments of the weights' names
 # Names of what training keeps beside weights → what it is; the first that matches.
 _BESIDE = (
-    (r".*optim.*|exp_avg.*|momentum_buffer", "optimizer state"),
     (r"(.*[_.])?(rng|random)([_.].*)?", "state of random numbers"),
     (r".*sched.*", "learning-rate schedule"),
     (r"(.*_)?(scaler|amp)", "loss scaling"),
-    (r"(.*_)?(args|arguments|cfg|config|settings|opt|hparams|hyper_parameters|hparams_name)", "settings"),
+    (r"(.*_)?(args|arguments|cfg|config|settings|hparams|hyper_parameters|hparams_name)", "settings"),
     (
         r"(.*_)?(epochs?|steps?|iters?|iterations?|loss|loss(es)?_.*|accuracy|acc\d?|best|best_.*|metrics?|n_averaged|"
         r"num_updates|decay|callbacks|loops|version|.*-version)",
@@ -126,7 +126,8 @@ def _split(path: storage.Path, under: tuple[str, ...], tensors: Mapping[str, Ten
     prefixes = set()
     for name in bare:
         ends = [name.removesuffix(anchor) for anchor in _ANCHORS if name.endswith(anchor)]
-        if ends := [end for end in ends if not end or end[-1] in "./"]:
+        ends = [end for end in ends if (not end or end[-1] in "./") and not _is_optimizer((*under, end))]
+        if ends:
             prefixes.add(min(ends, key=len))
     sets: dict[str, dict[str, str]] = {prefix: {} for prefix in sorted(prefixes)}
     for name, key in bare.items():
@@ -149,6 +150,10 @@ def _split(path: storage.Path, under: tuple[str, ...], tensors: Mapping[str, Ten
 def _is_average(names: tuple[str, ...]) -> bool:
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", " ".join(names))
     return any(_AVERAGE.fullmatch(word.lower()) for word in words)
+
+
+def _is_optimizer(names: tuple[str, ...]) -> bool:
+    return any(_OPTIMIZER.fullmatch(word) for word in re.split(r"[./]", ".".join(names).lower()))
 
 
 def _choose(path: storage.Path, found: list[Weights], item: str) -> Weights:
@@ -202,6 +207,8 @@ def _without_counters(chosen: Weights, other: dict[str, str]) -> Weights:
 
 def _word(name: str) -> str:
     """What training keeps under this name, or nothing."""
+    if _is_optimizer((name,)):
+        return "optimizer state"
     last = name.rpartition(".")[2].lower()
     return next((word for pattern, word in _BESIDE if re.fullmatch(pattern, last)), "")
 
