@@ -72,6 +72,11 @@ class StageConfig:
         """The content of a run's config.json with the keys of today, where earlier versions of the code had others."""
         return dict(mapping)
 
+    def recalled(self, meta: Mapping[str, Any]):
+        """This config with what the JSON part of a checkpoint (`checkpoint.meta`) knows of the data it was trained on."""
+        del meta
+        return self
+
     def unused(self) -> dict[str, str]:
         """Keys that have no effect in this stage or beside the values of others: dotted key → why.
 

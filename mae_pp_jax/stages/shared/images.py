@@ -59,6 +59,11 @@ class ImageStageConfig(StageConfig):
             found["data.resample_length"] = "only data.resample=swag uses it"
         return super().unused() | found
 
+    def recalled(self, meta):
+        known = {kind: len(meta.get("identity", {}).get(field, ())) for kind, field in _NAMES.items()}
+        known = {kind: number for kind, number in known.items() if number}
+        return dataclasses.replace(self, declared=dataclasses.replace(self.declared, **known))
+
     @classmethod
     def upgrade(cls, mapping: Mapping) -> dict:
         """Runs of earlier versions had one evaluation set, in keys data.eval_…"""
@@ -155,11 +160,11 @@ class ImageStage(Stage):
         return self.fact("records")
 
     def fact(self, name: str) -> int:
-        """A key of `config.declared`: what it states, or else what the checkpoint names or the training data has."""
+        """A key of `config.declared`: what it states, or else what the training data has."""
         if stated := getattr(self.config.declared, name):
             return stated
         try:
-            return len(self.train_source if name == "records" else self.names[_NAMES[name]])
+            return _facts(self.train_source)[name]
         except UserError as error:
             raise UserError(f"{error} (`plan` needs no data where config.declared.{name} is set)") from error
 
