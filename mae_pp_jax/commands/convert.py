@@ -21,6 +21,7 @@ examples, in:
   python -m mae_pp_jax convert --from=mae_in1k:vit_b16 --to=runs/mae_b16      a released model (--list shows all)
   python -m mae_pp_jax convert --from=model.safetensors --to=runs/imported    a file; its format is recognised
   python -m mae_pp_jax convert --from=vit.pth --to=runs/vit --heads=6         a width that is not a usual one
+  python -m mae_pp_jax convert --from=last.ckpt --to=runs/vit --item=model    the weights, not their running average
   python -m mae_pp_jax convert --from=maws:vit_h14 --to=runs/h14_518 --image_size=518
 examples, out:
   python -m mae_pp_jax convert --from=runs/mae --to=mae.pth --to-format=mae
@@ -43,6 +44,12 @@ def add_parser(verbs) -> None:
     parser.add_argument("--to", metavar="DIR|FILE", help="new run folder, or new file to write")
     parser.add_argument("--format", default="auto", help=f"of the weights: auto (default), {', '.join(tables.NAMES)}")
     parser.add_argument("--to-format", "--to_format", help=f"write a run as {', '.join(tables.WRITTEN)}")
+    parser.add_argument(
+        "--item",
+        default="auto",
+        metavar="ema|model|KEY",
+        help="of several sets of weights in a file: their running average (default), as trained, or by its key",
+    )
     parser.add_argument("--heads", type=int, default=0, metavar="N", help="attention heads, where the file cannot say")
     parser.add_argument("--decoder_heads", type=int, default=0, metavar="N", help="the same for the decoder")
     parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="resize positions to this input")
@@ -66,6 +73,7 @@ def run(args) -> None:
         args.source,
         args.to,
         format=args.format,
+        item=args.item,
         heads=args.heads,
         decoder_heads=args.decoder_heads,
         image_size=args.image_size,
@@ -79,6 +87,7 @@ def import_file(
     to: str,
     *,
     format: str = "auto",
+    item: str = "auto",
     heads: int = 0,
     decoder_heads: int = 0,
     image_size: int = 0,
@@ -91,6 +100,7 @@ def import_file(
       source: a file, a folder of a Hugging Face model, a URL, or a name of `interop.released`.
       to: the folder, new.
       format: one of `interop.tables.NAMES`, or "auto".
+      item: which of several sets of weights in the file; see `interop.state_dict.find`.
       heads: attention heads, 0 where the file says.
       decoder_heads: attention heads of the decoder, 0 where the file says.
       image_size: side in pixels to resize positions to, 0 to keep them.
@@ -110,13 +120,14 @@ def import_file(
     path, origin = _fetch(source)
     if storage.is_dir(path / "checkpoints"):
         raise UserError(f"--from: {path} is a run already; to write its weights out, add --to-format")
-    file = files.open_weights(path)
-    match = matching.match(path, file.tensors, format, wrapped=file.wrapper == "model", encoder_only=encoder_only)
+    file = files.open_weights(path, item)
+    match = matching.match(path, file.tensors, format, wrapped=file.wrapped, encoder_only=encoder_only)
     mapping = layout.config(file, match, heads=heads, decoder_heads=decoder_heads, image_size=image_size)
     config = registry.resolve(mapping)
     shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))
     shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
-    todo = importing.plan(file, match, shapes, resize or match.format.positions)
+    classes = layout.class_names(file, match)
+    todo = importing.plan(file, match, shapes, resize or match.format.positions, classes)
     result = importing.write_run(target, todo, config_lib.to_dict(config), origin)
     print(todo.report())
     print(f"{target} is a run of stage {result['stage']} with {result['parameters']:,} parameters")

@@ -25,7 +25,8 @@ examples:
   python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
   python -m mae_pp_jax evaluate --workdir=runs/finetune --config.evals.photos.data=/photos --evaluators=photos
 
---config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set."""
+--config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set. Classes and
+hashtags of a set are matched by name with those that the checkpoint was trained on."""
 
 
 def add_parser(verbs) -> None:
@@ -70,7 +71,10 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     if hosts.first():
         storage.check_writable(folder, "--workdir", folder=True)
     config = registry.resolve(storage.read_json(folder / "config.json"), overrides, saved=True)
-    stage = registry.create(config)
+    step = checkpoint.find(folder, field="--workdir")
+    meta = checkpoint.meta(folder, step)
+    stage = registry.create(config.recalled(meta))
+    stage.recall(meta)
     mesh = partition.make_mesh(config.mesh)
     stage.reader = partition.reader(mesh)
     evaluators = stage.evaluators()
@@ -78,7 +82,6 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     for name in names or ():
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
-    step = checkpoint.find(folder, field="--workdir")
     saved = checkpoint.weights(folder, step)
     shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
     checkpoint.check_shapes(saved, shapes, f"{folder}/checkpoints/{step}")

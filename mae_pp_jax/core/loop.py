@@ -103,6 +103,7 @@ def run(stage: Stage, workdir: str) -> dict:
         meta = dict(
             config=config_lib.to_dict(stage.config),
             dataset=dataset,
+            identity=stage.identity(),
             revision=revision,
             revisions=[{"step": 0, "revision": revision}],
             wall_seconds=0.0,
@@ -110,6 +111,7 @@ def run(stage: Stage, workdir: str) -> dict:
         if resuming:
             state, meta = saves.restore(prog.shapes, revision)
             _same_dataset(meta["dataset"], dataset, folder)
+            meta = {"identity": stage.identity(), **meta}  # runs of earlier versions lack it; the data is the same
             meta = _resumed(meta, int(state.step), revision, stage.config.checkpoint.frozen)
             log.info("resumed %s at step %d", folder.path, int(state.step))
         else:

@@ -72,6 +72,11 @@ class StageConfig:
         """The content of a run's config.json with the keys of today, where earlier versions of the code had others."""
         return dict(mapping)
 
+    def recalled(self, meta: Mapping[str, Any]):
+        """This config with what the JSON part of a checkpoint (`checkpoint.meta`) knows of the data it was trained on."""
+        del meta
+        return self
+
     def unused(self) -> dict[str, str]:
         """Keys that have no effect in this stage or beside the values of others: dotted key → why.
 
@@ -197,6 +202,16 @@ class Stage:
         """Dataset, split, records and fingerprint of what the evaluators of this name measure on; {} if unknown."""
         del name
         return {}
+
+    def identity(self) -> dict[str, Sequence[str]]:
+        """What the numbers in the data stand for, such as classes: field → names. Checkpoints keep it."""
+        return {}
+
+    def recall(self, meta: Mapping[str, Any]) -> None:
+        """Called before a checkpoint is evaluated with its JSON part (`checkpoint.meta`), in which `identity` is.
+
+        From here on the numbers of evaluation sets stand for the same names as when it was trained.
+        """
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The rows of `reader` of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""

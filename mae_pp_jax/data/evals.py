@@ -1,9 +1,13 @@
 """Evaluation sets: any number of datasets to measure on, with names and numbers as in the training data."""
 
+import collections
 import dataclasses
 import difflib
 import json
+import logging
 import pathlib
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,12 +16,16 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import fields, images, mixture
 from mae_pp_jax.data.source import DataConfig, Subset, digest, open_source
 
+log = logging.getLogger(__name__)
+
+NAMED = {"label": "classes", "hashtags": "hashtags"}  # fields of numbers that stand for names → what these are
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """One evaluation set."""
 
-    data: str = key("", "dataset to evaluate on, numbered as the training data by name; empty: data.name")
+    data: str = key("", "dataset to evaluate on, its classes and hashtags matched by name; empty: data.name")
     split: str = key("test", "split to evaluate on")
     crop: str = key(
         "center",
@@ -35,31 +43,100 @@ class EvalConfig:
     evaluators: tuple[str, ...] = key((), "what is measured on it, of what the stage can measure; empty: all")
 
 
-def open_eval_source(data: DataConfig, config: EvalConfig, train: fields.Source, name: str = "test") -> fields.Source:
-    """Opens an evaluation set, with classes and hashtags numbered as in the training data.
+def names_of(source: fields.Source) -> dict[str, tuple[str, ...]]:
+    """Field of `NAMED` → the names that its numbers stand for in a source."""
+    return {field: fields.names(source, field) for field in NAMED}
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What the outputs of a model stand for.
+
+    Attributes:
+      names: field of `NAMED` → names.
+      by: where they are from, for messages.
+      needed: the fields that are measured; names of the others need not fit.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    by: str = "the training data"
+    needed: Sequence[str] = tuple(NAMED)
+
+
+def open_eval_source(data: DataConfig, config: EvalConfig, known: Known, name: str = "test") -> fields.Source:
+    """Opens an evaluation set, with classes and hashtags numbered as the model's outputs.
 
     Args:
       data: of the training data.
       config: of the set.
-      train: the training data.
+      known: what the outputs stand for.
       name: of the set, for messages.
 
     Raises:
-      UserError: as `open_source`; or it has none of the training data's classes or hashtags, or its file of classes
-        does not fit.
+      UserError: as `open_source`; or it has images of other classes, or none of the model's classes or hashtags, or
+        its file of classes does not fit.
     """
     dataset = config.data or data.name
     source = open_source(dataclasses.replace(data, name=dataset), config.split)
     if config.classes:
-        source = _of_classes(source, config.classes, fields.names(train, "label"), f"evals.{name}.classes")
-    wanted = {field: fields.names(train, field) for field in ("label", "hashtags")}
-    have = {field: fields.names(source, field) for field in wanted}
+        source = _of_classes(source, config.classes, known, f"evals.{name}.classes")
+    have, wanted = names_of(source), dict(known.names)
     if have == wanted:
         return source
-    for field, kind in (("label", "classes"), ("hashtags", "hashtags")):
-        if wanted[field] and not set(wanted[field]) & set(have[field]):
-            raise UserError(f"evals.{name}.data: {dataset} has none of the {kind} of the training data; use another")
+    if _imagenet(have["label"], wanted["label"]):
+        log.warning(
+            "evals.%s: the 1,000 classes of %s and of %s have other names (%s … and %s …); both are taken to be those of "
+            "ImageNet in its usual order",
+            *(name, dataset, known.by, have["label"][0], wanted["label"][0]),
+        )
+        wanted["label"] = have["label"]
+    for field in NAMED:
+        if field in known.needed and wanted[field]:
+            _check_names(source, field, wanted[field], known.by, f"evals.{name}", dataset)
     return mixture.Renumbered(source, wanted)
+
+
+def _check_names(source: fields.Source, field: str, wanted: tuple[str, ...], by: str, key: str, dataset: str) -> None:
+    """Refuses what would be measured as another class; says which names do not occur on both sides."""
+    kind, own = NAMED[field], fields.names(source, field)
+    if own == wanted:
+        return
+    if not set(wanted) & set(own):
+        raise UserError(
+            f"{key}.data: {dataset} has none of the {kind} of {by} ({_some(own) or 'it has no names'}; there "
+            f"{_some(wanted)}); use another, or match {kind} of other names by {key}.classes"
+        )
+    there, here = collections.Counter(wanted), set(own)
+    if twice := [name for name in own if there[name] > 1]:
+        raise UserError(f"{key}.data: '{twice[0]}' is the name of {there[twice[0]]} {kind} of {by}: which is meant?")
+    unknown, absent = [name for name in own if name not in there], [name for name in wanted if name not in here]
+    if field == "label" and unknown:
+        occur = np.unique(fields.labels(source))
+        if seen := [own[i] for i in occur if i >= 0 and own[i] not in there]:
+            raise UserError(
+                f"{key}.data: {dataset} has images of classes that {by} does not have: {_some(seen)}; leave them out, or "
+                f"give their names there, by a file of classes in {key}.classes"
+            )
+    elif unknown:
+        log.info("%s: %s %s of %s are not in %s: %s", key, f"{len(unknown):,}", kind, dataset, by, _some(unknown))
+    if absent:
+        log.info("%s: %s %s of %s are not in %s: %s", key, f"{len(absent):,}", kind, by, dataset, _some(absent))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
+
+
+def _imagenet(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one list is ImageNet's WordNet ids in order, and the other its classes in words, in the same order."""
+    ids, words = (one, other) if one and re.fullmatch(r"n\d{8}", one[0]) else (other, one)
+    return (
+        len(ids) == len(words) == 1000
+        and list(ids) == sorted(ids)
+        and (ids[0], ids[-1]) == ("n01440764", "n15075141")
+        and words[0].lower().startswith("tench")
+        and words[-1].lower().startswith("toilet")
+    )
 
 
 def crop(image: bytes | np.ndarray, config: EvalConfig, size: tuple[int, int]) -> np.ndarray:
@@ -73,11 +150,11 @@ def crop(image: bytes | np.ndarray, config: EvalConfig, size: tuple[int, int]) -
     return images.center_crop(image, size, config.share)
 
 
-def _of_classes(source: fields.Source, path: str, known: tuple[str, ...], key: str) -> fields.Source:
+def _of_classes(source: fields.Source, path: str, known: Known, key: str) -> fields.Source:
     """The records of the classes that a file lists, named as it says; `key` names the file in messages."""
     own = fields.names(source, "label")
     mapping = _read_classes(path, key)
-    for names, of, which in ((mapping, own, "this set"), (mapping.values(), known, "the training data")):
+    for names, of, which in ((mapping, own, "this set"), (mapping.values(), known.names["label"], known.by)):
         if absent := [name for name in names if name not in of]:
             near = difflib.get_close_matches(absent[0], of, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""

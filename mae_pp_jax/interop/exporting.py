@@ -31,12 +31,14 @@ class Export:
     tensors: Mapping[str, Tensor]
     left: tuple[str, ...]
     config: Mapping
+    classes: tuple[str, ...] = ()  # names of the head's outputs, where they are known
 
     def report(self) -> str:
         """Text that names every key of the file and what stayed behind."""
         lines = [f"format {self.format.name}: {len(self.tensors)} tensors, {len(self.left)} parameters left"]
         lines += [f"  {key} {'×'.join(map(str, tensor.shape))} {tensor.dtype}" for key, tensor in self.tensors.items()]
-        return "\n".join([*lines, *(f"  {path} left: {self.format.name} has no place for it" for path in self.left)])
+        left = (*self.left, *(["names of the classes"] if self.classes and self.format.name != "huggingface" else []))
+        return "\n".join([*lines, *(f"  {path} left: {self.format.name} has no place for it" for path in left)])
 
 
 def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
@@ -52,7 +54,8 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
       UserError: no such run, or its model has no place in the format.
     """
     at = checkpoint.find(run, step, field="--from")
-    config = checkpoint.meta(run, at)["config"]
+    meta = checkpoint.meta(run, at)
+    config = meta["config"]
     if config["stage"] not in STAGES:
         raise UserError(f"--from: {run} is a run of stage '{config['stage']}'; only {', '.join(STAGES)} can be written")
     height, width = height_width(config["data"]["image_size"])
@@ -78,7 +81,9 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
         place = matching.place(row, i, shapes[row.path])
         tensors[key] = _tensor(found[row.path], place, matching.shape_of(row, sizes), FLOATS[dtype])
     written = {row.path for row in format.rows}
-    return Export(format, tensors, tuple(path for path in shapes if path not in written), config)
+    names = meta.get("identity", {}).get("hashtags" if config["stage"] == "wsp" else "label", ())
+    classes = tuple(names) if "head/bias" in shapes else ()
+    return Export(format, tensors, tuple(path for path in shapes if path not in written), config, classes)
 
 
 def _choose(run: storage.Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Format:
@@ -197,11 +202,11 @@ def _huggingface_settings(export: Export) -> dict[str, dict]:
             norm_pix_loss=decoder.normalize_target,
         )
     elif "classifier.bias" in export.tensors:
-        classes = export.tensors["classifier.bias"].shape[0]
+        names = export.classes or [f"LABEL_{i}" for i in range(export.tensors["classifier.bias"].shape[0])]
         settings |= dict(
             architectures=["ViTForImageClassification"],
-            id2label={str(i): f"LABEL_{i}" for i in range(classes)},
-            label2id={f"LABEL_{i}": i for i in range(classes)},
+            id2label={str(i): name for i, name in enumerate(names)},
+            label2id={name: i for i, name in enumerate(names)},
         )
     pixels = dict(
         image_processor_type="ViTImageProcessor",

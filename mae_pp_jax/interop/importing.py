@@ -34,6 +34,7 @@ class Import:
       places: key → where it goes.
       shapes: path → shape of our parameters.
       resize: whose way of resizing positions, where their grid is another one (`positions.METHODS`).
+      classes: names of the outputs of the head, in order; empty: not known.
     """
 
     file: WeightFile
@@ -41,12 +42,15 @@ class Import:
     places: Mapping[str, Place]
     shapes: Mapping[str, tuple[int, ...]]
     resize: str
+    classes: tuple[str, ...] = ()
 
     def report(self) -> str:
-        """Text that names every key of the file."""
+        """Text that names every key of the weights, and whatever else the file holds."""
         match, tensors = self.match, self.file.tensors
+        item = f" of {self.file.item}" if self.file.item else ""
+        average = ", a running average" if self.file.averaged else ""
         lines = [
-            f"{self.file.path}: format {match.format.name}, {len(tensors)} tensors, "
+            f"{self.file.path}: format {match.format.name}, {len(tensors)} tensors{item}{average}, "
             f"{sum(t.nbytes for t in tensors.values()):,} bytes: {len(self.places)} moved, {len(match.left)} left"
         ]
         for key, place in self.places.items():
@@ -60,7 +64,11 @@ class Import:
             f"  {key} {_shape(tensors[key].shape)} left: {WHY.get(group, 'not part of the encoder')}"
             for key, group in match.left.items()
         ]
-        lines += [f"  {name} left: no weights" for name in self.file.left]
+        lines += [f"  {name} left: {what}" for name, what in self.file.left.items()]
+        if self.classes:
+            lines.append(f"  classes by config.json: {', '.join(self.classes[:5])}{', …' * (len(self.classes) > 5)}")
+        elif "head" in match.groups:
+            lines.append(f"  classes: {match.sizes['C']:,}, whose names the file does not say")
         return "\n".join(lines)
 
     def _resized(self, key: str) -> bool:
@@ -96,7 +104,9 @@ class Import:
         return {p: stream.Pieces(self.shapes[p], piece(p), lambda p=p: parts(p)) for p in keys}
 
 
-def plan(file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], resize: str) -> Import:
+def plan(
+    file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], resize: str, classes: tuple[str, ...] = ()
+) -> Import:
     """Finds the place of every tensor and checks that together they fill every parameter.
 
     Args:
@@ -104,6 +114,7 @@ def plan(file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], 
       match: what it was recognised as.
       shapes: path → shape of the parameters of the run that it becomes.
       resize: whose way of resizing positions.
+      classes: names of the head's outputs, as far as they are known.
 
     Raises:
       UserError: a tensor does not fit, or a parameter is not filled.
@@ -125,7 +136,7 @@ def plan(file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], 
                 file.path,
                 f"fills {filled[path]:,} of the {int(np.prod(shape)):,} numbers of {path}; get the whole file",
             )
-    return Import(file, match, places, shapes, resize)
+    return Import(file, match, places, shapes, resize, classes)
 
 
 def write_run(to: storage.Path, todo: Import, config: dict, source: dict) -> dict:
@@ -176,13 +187,20 @@ def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dic
     lineage = dict(
         file=file.path.name,
         format=todo.match.format.name,
+        item=file.item,
         sha256=digest,
         dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
         resize=todo.resize,
         **source,
     )
     meta = dict(
-        config=config, dataset={}, lineage=[lineage], revision=run_folder.code_revision(), wall_seconds=0.0, step=0
+        config=config,
+        dataset={},
+        identity={"label": list(todo.classes)} if todo.classes else {},
+        lineage=[lineage],
+        revision=run_folder.code_revision(),
+        wall_seconds=0.0,
+        step=0,
     )
     with bar("converting", sum(file.tensors[key].nbytes for key in todo.places)) as progress:
         stream.write_checkpoint(folder / "checkpoints" / "0", todo.parameters(progress.update), meta)

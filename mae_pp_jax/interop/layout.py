@@ -1,6 +1,7 @@
 """From a recognised file to the config of the run that it becomes: stage, model and input, as far as the file says."""
 
 import math
+import re
 from collections.abc import Mapping
 
 from mae_pp_jax.core.errors import UserError
@@ -80,6 +81,36 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
     if "projection" in groups:
         out["projection"] = sizes["E"]
     return out
+
+
+def class_names(file: WeightFile, match: Match) -> tuple[str, ...]:
+    """The names of the classes in the order of the head, as the settings beside the file say; empty: not known.
+
+    transformers keeps them as `id2label` (and writes LABEL_0, LABEL_1 … where nobody named them), timm as
+    `label_names`.
+
+    Raises:
+      UserError: there are names for another number of classes than the head has.
+    """
+    timm = file.settings.get("pretrained_cfg", {})
+    found = file.settings.get("id2label") or file.settings.get("label_names")
+    found = found or (timm.get("label_names") if isinstance(timm, Mapping) else None)
+    if "head" not in match.groups or not found:
+        return ()
+    if isinstance(found, Mapping):
+        numbers = [str(i) for i in range(len(found))]
+        names = tuple(str(found[i]) for i in numbers) if set(map(str, found)) == set(numbers) else ()
+        if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+            return ()
+    else:
+        names = tuple(map(str, found)) if isinstance(found, list) else ()
+    if len(names) != match.sizes["C"]:
+        raise refuse(
+            file.path,
+            f"its config.json names {len(found)} classes and its head has {match.sizes['C']}; correct id2label there, or "
+            "take it out",
+        )
+    return names
 
 
 def image_side(file: WeightFile, match: Match) -> int:

@@ -155,8 +155,32 @@ def _load_legacy(path: Path):
     return tree
 
 
-class _Settings:
-    """Stands for `argparse.Namespace`, the settings that MAE's training script keeps beside the weights."""
+class _Inert:
+    """Stands for plain data of Python and NumPy that training scripts keep beside the weights; nothing is kept of it."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+    def __hash__(self):
+        return 0
+
+
+# Settings, paths, devices, types of numbers, NumPy's numbers and arrays such as a best accuracy or a random state.
+_INERT = {
+    *(("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")),
+    *(("pathlib._local", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    *(("torch", name) for name in ("device", "float32", "float16", "bfloat16", "float64")),
+    ("argparse", "Namespace"),
+    ("_codecs", "encode"),  # how bytes are written by the protocol that PyTorch uses
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -172,10 +196,16 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             ("torch", "Size"): tuple,
-            ("argparse", "Namespace"): _Settings,
+            ("collections", "defaultdict"): lambda *_: {},
+            ("builtins", "dict"): dict,
+            ("builtins", "set"): list,
+            ("__builtin__", "dict"): dict,
+            ("__builtin__", "set"): list,
         }
         if (module, name) in known:
             return known[module, name]
+        if (module, name) in _INERT:
+            return _Inert
         if module == "torch" and name in STORAGES:
             return name
         raise refuse(

@@ -15,7 +15,7 @@ def _folder(root, classes, number=5):
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(number):
-            cv2.imwrite(str(root / name / f"{i}.bmp"), np.full((4, 4, 3), 20 * c + i, np.uint8))
+            cv2.imwrite(str(root / name / f"{i}.bmp"), np.full((4, 4, 3), (20 * c + i) % 256, np.uint8))
     return str(root)
 
 
@@ -34,7 +34,7 @@ def opened(data, tmp_path):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
         other = source.DataConfig(name=data.name, train_split="all", eval_fraction=0.0)
         config = evals.EvalConfig(data=_folder(tmp_path / "other", folders), split=split, classes=str(file))
-        held_out = evals.open_eval_source(other, config, train, "other")
+        held_out = evals.open_eval_source(other, config, evals.Known(evals.names_of(train)), "other")
         labels, names = fields.labels(held_out).tolist(), fields.names(train, "label")
         pixels = [images.pixels(held_out[i]["image"])[0, 0, 0] // 20 for i in range(len(held_out))]
         assert labels == [held_out[i]["label"] for i in range(len(held_out))]
@@ -45,7 +45,7 @@ def opened(data, tmp_path):
 
 def test_without_a_set_of_its_own_the_held_out_part_is_evaluated(data):
     train = source.open_source(data, "train")
-    held_out = evals.open_eval_source(data, evals.EvalConfig(), train)
+    held_out = evals.open_eval_source(data, evals.EvalConfig(), evals.Known(evals.names_of(train)))
     assert len(train) + len(held_out) == 15 and held_out.fingerprint == source.open_source(data, "test").fingerprint
 
 
@@ -90,4 +90,37 @@ def test_files_of_classes_that_do_not_fit_are_refused_in_one_line(opened, conten
 def test_a_missing_file_of_classes_is_refused(data):
     train = source.open_source(data, "train")
     with pytest.raises(UserError, match=r"^evals\.test\.classes: cannot read /none.json: No such file"):
-        evals.open_eval_source(data, evals.EvalConfig(classes="/none.json"), train)
+        evals.open_eval_source(data, evals.EvalConfig(classes="/none.json"), evals.Known(evals.names_of(train)))
+
+
+def _opened_as(data, tmp_path, folders, known, **config):
+    """Labels and names of an evaluation set of these class folders for a model of these classes."""
+    other = source.DataConfig(name=data.name, train_split="all", eval_fraction=0.0)
+    config = evals.EvalConfig(data=_folder(tmp_path / "other", folders), split="all", **config)
+    return evals.open_eval_source(
+        other, config, evals.Known({"label": known, "hashtags": ()}, "the checkpoint"), "other"
+    )
+
+
+def test_names_that_several_classes_have_are_refused_only_where_they_are_met(data, tmp_path):
+    """ImageNet has two classes `crane` and two `maillot` in words."""
+    crane = ("crane", "dog", "crane", "emu")
+    held_out = _opened_as(data, tmp_path / "1", ("dog", "emu"), crane)
+    assert set(fields.labels(held_out)) == {1, 3}
+    with pytest.raises(UserError, match="'crane' is the name of 2 classes of the checkpoint"):
+        _opened_as(data, tmp_path / "2", ("crane", "dog"), crane)
+
+
+def test_the_order_of_imagenet_is_an_assumption_that_is_told(data, tmp_path, monkeypatch, caplog):
+    ids = ("n01440764", *(f"n0200{i:04}" for i in range(998)), "n15075141")
+    words = ("tench, Tinca tinca", *(f"animal {i}" for i in range(998)), "toilet tissue, toilet paper")
+    held_out = _opened_as(data, tmp_path, ids, words)
+    assert "of ImageNet in its usual order" in caplog.text and fields.names(held_out, "label") == ids
+    assert fields.labels(held_out)[-1] == 999
+    with pytest.raises(UserError, match="none of the classes"):
+        _opened_as(data, tmp_path / "2", ids[:3], words)
+
+
+def test_names_of_what_is_not_measured_need_not_fit(data, tmp_path):
+    known = evals.Known({"label": ("x", "y"), "hashtags": ()}, needed=())
+    assert len(evals.open_eval_source(data, evals.EvalConfig(), known)) == 3

@@ -76,7 +76,9 @@ def test_equal_datasets_go_different_ways():
 
 
 def test_evaluation_data_is_numbered_as_the_training_data(mixed, config, tmp_path):
-    held_out = evals.open_eval_source(config, evals.EvalConfig(data=str(tmp_path / "birds")), mixed)
+    held_out = evals.open_eval_source(
+        config, evals.EvalConfig(data=str(tmp_path / "birds")), evals.Known(evals.names_of(mixed))
+    )
     assert fields.names(held_out, "label") == fields.names(mixed, "label") and len(held_out) == 12
     names = [held_out.describe(i).split("/")[-2] for i in range(12)]
     assert [fields.names(mixed, "label")[label] for label in fields.labels(held_out)] == names
@@ -85,7 +87,7 @@ def test_evaluation_data_is_numbered_as_the_training_data(mixed, config, tmp_pat
 def test_evaluation_data_of_other_classes_is_refused(mixed, config, tmp_path):
     other = evals.EvalConfig(data=_folder(tmp_path / "other", ("car", "van"), 5))
     with pytest.raises(UserError, match="evals.objects.data: .*other has none of the classes of the training data"):
-        evals.open_eval_source(config, other, mixed, "objects")
+        evals.open_eval_source(config, other, evals.Known(evals.names_of(mixed)), "objects")
 
 
 def test_hashtags_are_joined_by_name(digits):

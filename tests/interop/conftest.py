@@ -1,6 +1,12 @@
 """Small weight files of several formats, made without the reference packages."""
 
+import collections
+import io
 import pathlib
+import pickle
+import sys
+import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -38,3 +44,52 @@ def save_torch():
         return path
 
     return save
+
+
+@pytest.fixture
+def save_tree():
+    """`save_tree(path, tree)` writes dicts, lists and plain values with NumPy arrays as tensors, as `torch.save` does."""
+    return write_tree
+
+
+def write_tree(path: pathlib.Path, tree) -> pathlib.Path:
+    storages: list[np.ndarray] = []
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    kinds = {kind: name for name, kind in torch_file.STORAGES.items()}
+    for name in torch_file.STORAGES:
+        setattr(torch, name, type(name, (), {"__module__": "torch"}))
+
+    def rebuild(*_):
+        pass
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    utils._rebuild_tensor_v2 = rebuild
+
+    class Storage:
+        def __init__(self, array):
+            self.array = array
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, Storage):
+                storages.append(np.ascontiguousarray(value.array))
+                key = str(len(storages) - 1)
+                return "storage", getattr(torch, kinds[value.array.dtype]), key, "cpu", value.array.size
+            return None
+
+        def reducer_override(self, value):
+            if type(value) is np.ndarray and value.dtype in kinds:
+                strides = tuple(s // value.itemsize for s in value.copy().strides)
+                return rebuild, (Storage(value), 0, value.shape, strides, False, collections.OrderedDict())
+            return NotImplemented
+
+    content = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", torch)
+        patch.setitem(sys.modules, "torch._utils", utils)
+        Pickler(content, 2).dump(tree)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", content.getvalue())
+        for key, array in enumerate(storages):
+            file.writestr(f"archive/data/{key}", array.tobytes())
+    return path

@@ -43,7 +43,7 @@ def test_mae_files(tmp_path, random_weights, save_torch, groups):
     save_torch(tmp_path / "mae.pth", weights, "model")
     found, file = there_and_back(tmp_path, tmp_path / "mae.pth", "mae", "out.pth")
     same(found, weights)
-    assert file.wrapper == "model"
+    assert file.wrapped
     stage = {"decoder": "mae", "head": "classify"}.get(groups[-1], "encoder")
     assert storage.read_json(tmp_path / "run" / "config.json")["stage"] == stage
     assert storage.read_json(tmp_path / "run" / "result.json")["lineage"][0]["format"] == "mae"
@@ -54,7 +54,7 @@ def test_maws_files_are_flat(tmp_path, random_weights, save_torch):
     save_torch(tmp_path / "maws.pt", weights)
     found, file = there_and_back(tmp_path, tmp_path / "maws.pt", "maws", "out.pt")
     same(found, weights)
-    assert file.wrapper is None
+    assert not file.wrapped and not file.item
 
 
 def test_huggingface_folder(tmp_path, random_weights):

@@ -7,6 +7,7 @@ import pytest
 
 from mae_pp_jax.commands.train import train
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.stages import registry
 from tests.conftest import TINY
 from tests.stages.conftest import params_of, recipe, stage_of
 
@@ -79,3 +80,17 @@ def test_an_evaluation_set_says_what_is_measured_on_it():
         UserError, match="config.evals.test.evaluators: stage 'wsp' has no kNN; it has averages, tag_map"
     ):
         stage_of("wsp", evals__test__evaluators="averages,kNN")
+
+
+def test_hashtags_of_an_evaluation_are_those_of_the_checkpoint():
+    """A vocabulary in another order, or with fewer hashtags, since the training."""
+    now = stage_of("wsp")
+    names, identity = now.names["hashtags"], now.identity()
+    assert identity["hashtags"] == names and identity["label"] == now.names["label"]
+    order = [*reversed(names[1:]), "gone"]
+    meta = {"identity": {**identity, "hashtags": order}, "dataset": {}}
+    then = registry.create(now.config.recalled(meta))
+    then.recall(meta)
+    assert then.vocabulary == len(order)
+    for before, after in zip(now.eval_source("test").column("hashtags"), then.eval_source("test").column("hashtags")):
+        assert {names[i] for i in before} - {names[0]} == {order[i] for i in after}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
@@ -21,6 +22,8 @@ from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
 from mae_pp_jax.models import positions, vit
 from mae_pp_jax.models.patches import height_width
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,11 @@ class ImageStageConfig(StageConfig):
             found["data.resample_length"] = "only data.resample=swag uses it"
         return super().unused() | found
 
+    def recalled(self, meta):
+        known = {kind: len(meta.get("identity", {}).get(field, ())) for kind, field in _NAMES.items()}
+        known = {kind: number for kind, number in known.items() if number}
+        return dataclasses.replace(self, declared=dataclasses.replace(self.declared, **known))
+
     @classmethod
     def upgrade(cls, mapping: Mapping) -> dict:
         """Runs of earlier versions had one evaluation set, in keys data.eval_…"""
@@ -64,6 +72,7 @@ class ImageStageConfig(StageConfig):
         return {**mapping, "data": data, "evals": {"test": old}} if old else dict(mapping)
 
 
+_NAMES = {kind: field for field, kind in evals.NAMED.items()}  # key of config.declared → field
 _ONE_SET = {"name": "data", "split": "split", "crop": "crop", "share": "share"}  # keys data.eval_… → of the set
 # Of stages that train a head on a frozen encoder.
 FROZEN_ENCODER = {"model.drop_path": "the encoder is frozen and always runs whole"}
@@ -80,6 +89,7 @@ class ImageStage(Stage):
     evaluator_names: ClassVar[tuple[str, ...]] = ("averages",)
     config: ImageStageConfig
     draws: ClassVar[int] = images.CROP_DRAWS + 1  # random numbers per example; the last chooses hashtags
+    named_by: str = "the training data"  # who says what `names` are
 
     def __init__(self, config: ImageStageConfig):
         self.config = config
@@ -105,7 +115,8 @@ class ImageStage(Stage):
             stated = getattr(self.config.declared, name)
             if stated and stated != found:
                 raise UserError(
-                    f"config.declared.{name}: {stated}, but {self.config.data.name} has {found}; set it to {found} or 0"
+                    f"config.declared.{name}: {stated}, but {self.config.data.name} has {found}; set it to {found} or 0, "
+                    "or use the data that it was stated for"
                 )
         return source
 
@@ -115,11 +126,32 @@ class ImageStage(Stage):
         return {}
 
     def eval_source(self, name: str) -> fields.Source:
-        """The records of an evaluation set, numbered as the training data."""
+        """The records of an evaluation set, numbered as the model's outputs."""
         if name not in self.eval_sources:
             config = self.config.evals[name]
-            self.eval_sources[name] = evals.open_eval_source(self.config.data, config, self.train_source, name)
+            known = evals.Known(self.names, self.named_by, tuple(self.targets()))
+            self.eval_sources[name] = evals.open_eval_source(self.config.data, config, known, name)
         return self.eval_sources[name]
+
+    @functools.cached_property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Field → what its numbers stand for in this model: as its checkpoint says, else as in the training data."""
+        return evals.names_of(self.train_source)
+
+    def identity(self):
+        return {field: names for field, names in self.names.items() if names}
+
+    def recall(self, meta):
+        if identity := meta.get("identity"):
+            self.names = {field: tuple(identity.get(field, ())) for field in evals.NAMED}
+            self.named_by = "the checkpoint"
+        elif self.targets() and meta["dataset"].get("fingerprint") != self.train_source.fingerprint:
+            for field in self.names.keys() & self.targets().keys():
+                if names := self.names[field]:
+                    log.warning(
+                        "the checkpoint does not name its %s: taken as the %s of %s in that order, %s … %s",
+                        *(evals.NAMED[field], f"{len(names):,}", self.config.data.name, names[0], names[-1]),
+                    )
 
     @functools.cached_property
     def train_order(self) -> orders.Order:
@@ -257,7 +289,13 @@ class ImageStage(Stage):
 
     @functools.cached_property
     def _tag_counts(self) -> np.ndarray | None:
-        return tag_counts(self.train_source, self.config.data)
+        if self.config.data.resample == "none":
+            return None
+        counts, own = tag_counts(self.train_source, self.config.data), fields.names(self.train_source, "hashtags")
+        if own == self.names["hashtags"]:
+            return counts
+        known = dict(zip(own, counts, strict=True))
+        return np.array([known.get(name, 0) for name in self.names["hashtags"]], np.int64)
 
     def example_spec(self) -> pipeline.Spec:
         """What `load` gives: name → (shape, dtype) in one example."""
