@@ -2,7 +2,6 @@
 
 import argparse
 import concurrent.futures
-import glob
 import io
 import itertools
 import logging
@@ -112,7 +111,9 @@ def embed(
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
     storage.check_writable(target, "--out")
-    files = sorted(name for name in glob.glob(pattern, recursive=True) if storage.is_file(name))
+    files = [name for name in storage.matching(pattern) if storage.is_file(name)]
+    if not files and storage.is_dir(pattern):
+        raise UserError(f"--images: {pattern} is a folder; give its pictures, as in '{storage.Path(pattern) / '*.jpg'}'")
     if not files:
         raise UserError(f"--images: no file matches {pattern!r}; quote it, so that the shell leaves it alone")
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))

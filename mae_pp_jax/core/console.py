@@ -1,7 +1,9 @@
 """What a command prints: the package's own lines, above a progress bar if there is one, and none of libraries."""
 
+import contextlib
 import logging
 import os
+import select
 import sys
 
 import absl.logging
@@ -12,7 +14,9 @@ class _AroundBar(logging.Handler):
     """Prints lines above a progress bar instead of through it."""
 
     def emit(self, record):
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        # Nobody may read any more, as after `2>&1 | head` or a lost connection: the work goes on.
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
 def log_to_stderr() -> None:
@@ -35,6 +39,45 @@ def on_terminal() -> bool:
     """Whether output goes to a terminal, where a progress bar can be drawn; false in workers, which print nothing."""
     shown = any(isinstance(handler, _AroundBar) for handler in logging.getLogger("mae_pp_jax").handlers)
     return shown and sys.stderr.isatty()
+
+
+def replace_unprintable() -> None:
+    """Prints "?" for characters that the terminal's encoding lacks (ASCII, code pages), and for parts of file names."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def output_closed() -> bool:
+    """Whether the program that read stdout or stderr has ended, as `head` does."""
+    closed = []
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # none there, or none of the system
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            closed.append(any(event & select.POLLERR for _, event in poll.poll(0)))
+    return any(closed)
+
+
+def flush() -> str | None:
+    """Writes out what was printed, as Python's own attempt at its end would print a trace.
+
+    Returns:
+      Why stdout cannot be written, or None where it can or nobody reads it any more.
+    """
+    problem = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                problem = (error.strerror or str(error)).lower()
+            with contextlib.suppress(OSError, ValueError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, stream.fileno())
+                os.close(nothing)
+    return problem
 
 
 def clock(seconds: float) -> str:

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import logging
-import os
 import pathlib
 import shutil
 import tempfile
@@ -139,7 +138,8 @@ def made_once(kind: str, fingerprint: str, cache: str, make: Callable[[pathlib.P
     Raises:
       UserError: the cache cannot be written.
     """
-    root = pathlib.Path(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mae_pp_jax" / kind
+    own = pathlib.Path(cache).expanduser() / "mae_pp_jax" if cache else pathlib.Path(storage.user_cache())
+    root = own / kind
     folder = root / fingerprint
     if folder.is_dir():
         return folder

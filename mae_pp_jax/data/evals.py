@@ -17,7 +17,9 @@ from mae_pp_jax.data.source import DataConfig, Subset, digest, open_source
 class EvalConfig:
     """One evaluation set."""
 
-    data: str = key("", "dataset to evaluate on, numbered as the training data by name; empty: data.name")
+    data: str = key(
+        "", "dataset to evaluate on, numbered as the training data by name; empty: data.name", by_content=True
+    )
     split: str = key("test", "split to evaluate on")
     crop: str = key(
         "center",
@@ -31,6 +33,7 @@ class EvalConfig:
         "",
         "JSON file of the classes that count: a list of names, or an object, name in this set → name in the training "
         "data; images of other classes are left out; empty: all, by name",
+        by_content=True,
     )
 
 
