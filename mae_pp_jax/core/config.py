@@ -151,7 +151,7 @@ def _split(arguments: str) -> Iterator[str]:
         count = 1
         for more in range(len(parts), 1, -1) if has_value else ():
             value = ",".join(parts[:more]).partition("=")[2]
-            if pathlib.Path(os.path.expanduser(value)).exists():
+            if os.path.exists(os.path.expanduser(value)):
                 count = more
                 break
         if part := ",".join(parts[:count]):

@@ -9,6 +9,8 @@ import sys
 import absl.logging
 import tqdm
 
+from mae_pp_jax.core import storage
+
 
 class _AroundBar(logging.Handler):
     """Prints lines above a progress bar instead of through it."""
@@ -73,10 +75,8 @@ def flush() -> str | None:
         except OSError as error:
             if stream is sys.stdout and not isinstance(error, BrokenPipeError):
                 problem = (error.strerror or str(error)).lower()
-            with contextlib.suppress(OSError, ValueError):
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, stream.fileno())
-                os.close(nothing)
+            with contextlib.suppress(OSError, ValueError), storage.nowhere() as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
     return problem
 
 

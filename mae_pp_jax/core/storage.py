@@ -10,6 +10,7 @@ import errno
 import fcntl
 import functools
 import glob
+import io
 import json
 import logging
 import math
@@ -174,7 +175,12 @@ def reading(path: PathLike) -> IO[bytes]:
 
 def appending(path: PathLike) -> IO[str]:
     """An open text file to write lines at the end of."""
-    return Path(path).open("a", encoding="utf-8", errors="backslashreplace")
+    return io.TextIOWrapper(Path(path).open("ab"), encoding="utf-8", errors="backslashreplace")
+
+
+def nowhere() -> IO[bytes]:
+    """An open file that drops what is written to it."""
+    return open(os.devnull, "wb")
 
 
 def filling(path: PathLike) -> IO[bytes]:
