@@ -5,7 +5,7 @@ import contextlib
 import sys
 import traceback
 
-from mae_pp_jax.core import allocator, console, failures
+from mae_pp_jax.core import allocator, console, failures, storage
 from mae_pp_jax.core.errors import UserError, line
 
 DESCRIPTION = """MAE pre-pretraining → weakly supervised pretraining (WSP) → transfer, for Vision Transformers in JAX.
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     console.replace_unprintable()
     console.log_to_stderr()
     try:
+        storage.ensure_home()
         args, rest = parser().parse_known_args([argument for argument in given if argument != TRACE])
         args.run(args, rest) if getattr(args, "takes_overrides", False) else args.run(_no_rest(args, rest))
         if problem := console.flush():

@@ -79,6 +79,12 @@ def user_cache() -> Path:
     return folder
 
 
+def ensure_home() -> None:
+    """Gives this process and its libraries a home folder where the system knows none, as in containers."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = str(_temporary_cache("no home folder is known (HOME is not set)"))
+
+
 @functools.cache
 def _temporary_cache(problem: str) -> Path:
     """A folder of this user alone: compiled programs are run as they are found there."""

@@ -15,7 +15,7 @@ import tqdm
 
 from mae_pp_jax.core import console, storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, fields, images
+from mae_pp_jax.data import decode, faults, fields, images
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,16 @@ class OnDisk(fields.Wrapper):
     def __init__(self, source: fields.Source, cache: str):
         super().__init__(source)
 
+        noted = faults.Faults()
+
+        def read(index: int) -> dict:
+            record = _decoded(source[index])
+            noted.warn(lambda: source.describe(index))
+            return record
+
         def write(half: pathlib.Path) -> None:
             label = f"decoding {len(source):,} images into {half.parent}"
-            _write(half, source.fields, len(source), lambda index: _decoded(source[index]), label)
+            _write(half, source.fields, len(source), read, label)
 
         folder = made_once("decoded", source.fingerprint, cache, write)
         self._columns = {name: _Column(folder / name, field, len(source)) for name, field in source.fields.items()}
