@@ -61,23 +61,15 @@ def output_closed() -> bool:
     return any(closed)
 
 
-def flush() -> str | None:
-    """Writes out what was printed, as Python's own attempt at its end would print a trace.
-
-    Returns:
-      Why stdout cannot be written, or None where it can or nobody reads it any more.
-    """
-    problem = None
+def flush() -> None:
+    """Writes out what was printed, as far as that is possible: Python's own attempt at its end would print a trace."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except OSError as error:
-            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-                problem = (error.strerror or str(error)).lower()
+        except OSError:
             with contextlib.suppress(OSError, ValueError), storage.nowhere() as nothing:
                 os.dup2(nothing.fileno(), stream.fileno())
-    return problem
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What any exception is told as: one line and an exit code; the trace of an unforeseen one is kept in a file."""
 
+import errno
 import os
 import time
 import traceback
@@ -21,10 +22,13 @@ def explained(error: BaseException) -> Exception:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted; the same command starts again, or resumes a run from its last checkpoint")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what, why = error.filename or "the output", (error.strerror or str(error)).lower()
+        return UserError(f"{what} cannot be written: {why}; free space, or write elsewhere")
     if reason := out_of_memory(error):
         return RunStopped(
-            f"out of memory ({reason}); lower config.global_batch or config.data.image_size, raise "
-            "config.microbatches, set config.model.remat, or use more devices with config.mesh.fsdp"
+            f"out of memory ({reason}); lower config.global_batch or config.data.image_size (embed: --batch), raise "
+            "config.microbatches, set config.model.remat=full, or use more devices with config.mesh.fsdp"
         )
     told = " ".join(str(error).split())[:300]
     where = getattr(error, "trace_file", None) or _keep("".join(traceback.format_exception(error)))

@@ -81,8 +81,11 @@ def user_cache() -> Path:
 
 def ensure_home() -> None:
     """Gives this process and its libraries a home folder where the system knows none, as in containers."""
-    if not os.path.isabs(os.path.expanduser("~")):
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
         os.environ["HOME"] = str(_temporary_cache("no home folder is known (HOME is not set)"))
+    elif not os.access(home, os.W_OK) and not exists(os.path.join(home, "tensorflow_datasets")):
+        os.environ.setdefault("TFDS_DATA_DIR", str(user_cache() / "tensorflow_datasets"))
 
 
 @functools.cache

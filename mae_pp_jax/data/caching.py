@@ -150,6 +150,7 @@ def made_once(kind: str, fingerprint: str, cache: str, make: Callable[[pathlib.P
     folder = root / fingerprint
     if folder.is_dir():
         return folder
+    storage.check_writable(root, "data.cache_dir", folder=True)
     with storage.writing(folder, "data.cache_dir"), contextlib.ExitStack() as held:
         root.mkdir(parents=True, exist_ok=True)
         held.enter_context(storage.lock(root / f".{fingerprint}.lock", f"the {kind} of this dataset"))

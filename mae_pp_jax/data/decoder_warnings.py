@@ -28,7 +28,7 @@ class _Functions(ctypes.Structure):
 @contextlib.contextmanager
 def collected() -> Iterator[None]:
     """Keeps what C code prints on this thread's stderr inside the block, for `take`, in place of what was kept before."""
-    _of_thread.warnings = _of_thread.printed = printed = []
+    _of_thread.warnings = _of_thread.printed = []
     try:
         yield
     finally:
