@@ -84,8 +84,11 @@ def ensure_home() -> None:
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         os.environ["HOME"] = str(_temporary_cache("no home folder is known (HOME is not set)"))
-    elif not os.access(home, os.W_OK) and not exists(os.path.join(home, "tensorflow_datasets")):
-        os.environ.setdefault("TFDS_DATA_DIR", str(user_cache() / "tensorflow_datasets"))
+    elif "TFDS_DATA_DIR" not in os.environ and not exists(own := os.path.join(home, "tensorflow_datasets")):
+        try:
+            check_writable(own, "HOME", folder=True)
+        except UserError:
+            os.environ["TFDS_DATA_DIR"] = str(user_cache() / "tensorflow_datasets")
 
 
 @functools.cache
