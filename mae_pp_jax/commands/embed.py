@@ -2,7 +2,6 @@
 
 import argparse
 import concurrent.futures
-import glob
 import io
 import itertools
 import logging
@@ -18,6 +17,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import MeshConfig
 from mae_pp_jax.data import images as images_lib
 from mae_pp_jax.data.decode import Unreadable
+from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.models import positions
 from mae_pp_jax.stages.shared import saved_encoder
 
@@ -112,7 +112,11 @@ def embed(
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
     storage.check_writable(target, "--out")
-    files = sorted(name for name in glob.glob(pattern, recursive=True) if storage.is_file(name))
+    files = [name for name in storage.matching(pattern) if storage.is_file(name)]
+    if not files and storage.is_dir(pattern):
+        raise UserError(
+            f"--images: {pattern} is a folder; give its pictures, as in '{storage.Path(pattern) / '*.jpg'}'"
+        )
     if not files:
         raise UserError(f"--images: no file matches {pattern!r}; quote it, so that the shell leaves it alone")
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))
@@ -159,9 +163,13 @@ def _batches(
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """(names of up to `batch` files, uint8 [batch, height, width, 3] padded with black), decoded a few batches ahead."""
 
+    faults = Faults()
+
     def read(name: str) -> np.ndarray | None:
         try:
-            return images_lib.center_crop(storage.read_bytes(name), size)
+            image = images_lib.center_crop(storage.read_bytes(name), size)
+            faults.warn(lambda: name)
+            return image
         except (OSError, Unreadable) as error:
             if not skip_unreadable:
                 raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error

@@ -12,6 +12,7 @@ from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import hardware, hosts, lease, loop, storage
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import recognition
 from mae_pp_jax.stages import registry
 from mae_pp_jax.workers import pipeline_pool
 
@@ -72,6 +73,7 @@ def pipeline(
     Raises:
       UserError: before anything is trained, when any stage's config is wrong.
     """
+    recognition.refuse_dataset(storage.path(workdir))
     hardware.enable_compilation_cache()
     plan = config_lib.load_file(config)
     folder = storage.path(workdir)

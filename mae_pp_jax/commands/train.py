@@ -7,6 +7,7 @@ from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import hardware, hosts, loop, storage
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import recognition
 from mae_pp_jax.stages import registry
 
 DESCRIPTION = """Trains one stage, or resumes it exactly where it was killed (the same command again).
@@ -59,6 +60,7 @@ def train(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | N
     Returns:
       The content of `result.json`.
     """
+    recognition.refuse_dataset(storage.path(workdir))
     hardware.enable_compilation_cache()
     started = storage.is_file(storage.path(workdir) / "config.json")  # a run that goes on keeps the keys it began with
     resolved = registry.resolve(config_lib.load_file(config), overrides, saved=started)

@@ -6,6 +6,7 @@ freed memory kept, one core was 1.25 times as fast for the demo's models, in alt
 only when a process starts.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -19,4 +20,5 @@ def restart_tuned() -> None:
     if VARIABLE not in os.environ and platform.libc_ver()[0] == "glibc":
         os.environ[VARIABLE] = SETTING
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        with contextlib.suppress(OSError):  # a Python that cannot be started again trains as it is
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

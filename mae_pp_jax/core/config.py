@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -29,7 +30,7 @@ from mae_pp_jax.core.errors import UserError
 REQUIRED = object()  # the default of a key that a config must set
 
 
-def key(default: Any = REQUIRED, doc: str = "", *, choices=None, low=None, high=None, restart: bool = False):
+def key(default: Any = REQUIRED, doc: str = "", *, choices=None, low=None, high=None, restart=False, by_content=False):
     """Declares one config key.
 
     Args:
@@ -40,8 +41,10 @@ def key(default: Any = REQUIRED, doc: str = "", *, choices=None, low=None, high=
       high: largest permitted number.
       restart: whether a resumed run may use another value than the run was started with (mesh, logging, profiling);
         any other difference would make the resumed run another experiment and is refused.
+      by_content: whether the value names something that is known by its content, such as a dataset or a run, so that a
+        resumed run may name it otherwise; the content is compared instead.
     """
-    metadata = dict(doc=doc, choices=choices, low=low, high=high, restart=restart)
+    metadata = dict(doc=doc, choices=choices, low=low, high=high, restart=restart, by_content=by_content)
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata, kw_only=True)
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
@@ -81,7 +84,7 @@ def load_file(spec: str) -> dict:
     Raises:
       UserError: no such file, an error in it, or an argument that its `get_config` does not take.
     """
-    name, _, arguments = spec.partition(".py:")
+    name, _, arguments = (spec, "", "") if os.path.isfile(spec) else spec.partition(".py:")
     path = pathlib.Path(name + ".py" if arguments and not name.endswith(".py") else name)
     if not path.is_file():
         near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
@@ -128,7 +131,7 @@ def _run(path: pathlib.Path, arguments: str) -> dict:
         raise UserError(f"--config: {path} is not a recipe, as it has no function get_config; give one that has")
     known = {p.name: p.default for p in inspect.signature(get_config).parameters.values()}
     kwargs = {}
-    for part in filter(None, arguments.split(",")):
+    for part in _split(arguments):
         arg, has_value, text = part.partition("=")
         if arg not in known:
             raise UserError(f"--config: {path} takes no argument '{arg}'{_nearest(arg, known)}")
@@ -138,6 +141,22 @@ def _run(path: pathlib.Path, arguments: str) -> dict:
     except ValueError as error:
         raise UserError(f"--config: {path}: {error}") from error
     return _plain(config)
+
+
+def _split(arguments: str) -> Iterator[str]:
+    """The parts of `name=value,…`; a value that is an existing path may hold commas itself."""
+    parts = arguments.split(",")
+    while parts:
+        _, has_value, _ = parts[0].partition("=")
+        count = 1
+        for more in range(len(parts), 1, -1) if has_value else ():
+            value = ",".join(parts[:more]).partition("=")[2]
+            if os.path.exists(os.path.expanduser(value)):
+                count = more
+                break
+        if part := ",".join(parts[:count]):
+            yield part
+        del parts[:count]
 
 
 def resolve(schema: type, mapping: Mapping, overrides: Mapping[str, str] | None = None):
@@ -162,22 +181,35 @@ def to_dict(config) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def differences(schema: type, old: Mapping, new: Mapping, prefix: str = "", *, restart: bool = False) -> list[str]:
-    """Lines `key: old → new` for every key whose value differs and which a restart may not change."""
+def differences(
+    schema: type, old: Mapping, new: Mapping, prefix: str = "", *, restart: bool = False, by_content: bool = False
+) -> list[str]:
+    """Lines `key: old → new` for every key whose value differs and which a restart may not change.
+
+    Args:
+      schema: dataclass of the config.
+      old: values of the run.
+      new: values now.
+      prefix: of the keys.
+      restart: whether all of them may change.
+      by_content: look at the keys whose content is compared, instead of the others.
+    """
     fields = {f.name: f for f in dataclasses.fields(schema)}
     lines = []
     for name in sorted(set(old) | set(new)):
         field = fields.get(name)
         may_change = restart or (field is not None and field.metadata.get("restart", False))
+        chosen = by_content == (field is not None and field.metadata.get("by_content", False))
         a, b = old.get(name), new.get(name)
         groups = isinstance(a, Mapping) and isinstance(b, Mapping) and field is not None
         if groups and dataclasses.is_dataclass(field.type):
-            lines += differences(field.type, a, b, f"{prefix}{name}.", restart=may_change)
+            lines += differences(field.type, a, b, f"{prefix}{name}.", restart=may_change, by_content=by_content)
         elif groups and (cls := _named(field)):
             for group in sorted({*a, *b}):
                 pair = a.get(group, {}), b.get(group, {})
-                lines += differences(cls, *pair, f"{prefix}{name}.{group}.", restart=may_change)
-        elif a != b and not may_change:
+                path = f"{prefix}{name}.{group}."
+                lines += differences(cls, *pair, path, restart=may_change, by_content=by_content)
+        elif a != b and not may_change and chosen:
             lines.append(f"{prefix}{name}: {json.dumps(a)} → {json.dumps(b)}")
     return lines
 

@@ -25,6 +25,18 @@ class ProcessLost(Exception):
     exit_code = 75
 
 
+class Interrupted(Exception):
+    """Someone pressed Ctrl-C. Exit code 130, as shells have it for SIGINT."""
+
+    exit_code = 130
+
+
+class Unforeseen(Exception):
+    """An error that nothing in the package expects; its trace is kept in a file that the message names. Exit code 70."""
+
+    exit_code = 70
+
+
 def line(stop: Exception) -> str:
     """The one line that a command ends with."""
     return f"{'error' if stop.exit_code == 2 else 'stopped'}: {' '.join(str(stop).split())}"

@@ -147,6 +147,20 @@ def sources(init_from) -> dict[str, Any]:
     return {part: source for part, source in parts.items() if source.run}
 
 
+def is_same(record: Mapping, source, field: str) -> bool:
+    """Whether a configured source is the run of a lineage record, by stage, step and weights, wherever it lies.
+
+    Raises:
+      UserError: there is no such run.
+    """
+    run = storage.path(source.run, f"{field}.run")
+    at = checkpoint.find(run, source.step, field)
+    if (checkpoint.meta(run, at)["config"]["stage"], at) != (record["stage"], record["step"]):
+        return False
+    known = record.get("params_sha256")  # older runs noted none
+    return not known or known == checkpoint.weights_sha256(run, at, checkpoint.weights(run, at))
+
+
 def transfer(
     rules: Handoff | Mapping[str, Handoff], init_from, params
 ) -> tuple[dict, dict[str, dict], str, dict[str, leaves.Leaf]]:

@@ -3,11 +3,15 @@
 import contextlib
 import contextvars
 import dataclasses
-import os
-import pathlib
+import logging
 from collections.abc import Iterator
 
 import jax
+
+from mae_pp_jax.core import storage
+from mae_pp_jax.core.errors import UserError
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 
@@ -73,8 +77,14 @@ def enable_compilation_cache() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` names the folder; by default `~/.cache/mae_pp_jax/compiled`.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(home / "mae_pp_jax" / "compiled"))
+    folder = jax.config.jax_compilation_cache_dir
+    if folder and "://" not in folder:
+        try:
+            storage.check_writable(folder, "JAX_COMPILATION_CACHE_DIR", folder=True)
+        except UserError as error:
+            log.warning("%s; the user's cache is used instead", error)
+            folder = None
+    if not folder:
+        jax.config.update("jax_compilation_cache_dir", str(storage.user_cache() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from jax._src import distributed  # the service's client has no public name; orbax takes it from here too
 
-from mae_pp_jax.core import console
+from mae_pp_jax.core import console, failures
 from mae_pp_jax.core.errors import ProcessLost, UserError, line
 
 log = logging.getLogger(__name__)
@@ -341,8 +340,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
         )
     if hasattr(error, "exit_code"):
         return error.exit_code, line(error)
-    _say("".join(traceback.format_exception(error)).rstrip())
-    return 1, f"stopped: process {jax.process_index()} failed: {traceback.format_exception_only(error)[-1].strip()}"
+    stop = failures.explained(error)
+    return stop.exit_code, line(type(stop)(f"process {jax.process_index()}: {stop}"))
 
 
 def _is_lost(error: BaseException) -> bool:

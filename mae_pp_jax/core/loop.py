@@ -31,7 +31,7 @@ from mae_pp_jax.core import (
 )
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import program as program_lib
-from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
+from mae_pp_jax.core.errors import RunStopped, UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.core.stage import Stage
 from mae_pp_jax.core.state import TrainState
@@ -73,11 +73,14 @@ def run(stage: Stage, workdir: str) -> dict:
     Raises:
       UserError: the config, data, weights or folder do not fit; nothing was written.
       RunStopped: a loss or gradient was not finite.
-      Preempted: SIGTERM came; the state is saved.
+      Preempted, Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     """
     folder = run_folder.RunFolder(workdir, stage.config)
     hosts.check_same("--config", config_lib.to_dict(stage.config), "start all processes with the same command")
     if (result := folder.result()) is not None:
+        if folder.renamed:  # finished with the same data and weights, or with others?
+            _same_dataset(result["dataset"], stage.dataset, folder)
+            _same_sources(result, stage.config.init_from, folder)
         log.info("%s is finished; result.json holds its result", workdir)
         return result
     if hosts.first():
@@ -95,7 +98,8 @@ def run(stage: Stage, workdir: str) -> dict:
             return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
         state, sources, account, frozen = (None, {}, "", []) if resuming else initial_state(prog)
-        folder.create()
+        if not resuming:
+            folder.create()
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
@@ -111,7 +115,13 @@ def run(stage: Stage, workdir: str) -> dict:
         if resuming:
             state, meta = saves.restore(prog.shapes, revision)
             _same_dataset(meta["dataset"], dataset, folder)
-            meta = {"identity": stage.identity(), **meta}  # runs of earlier versions lack it; the data is the same
+            if folder.renamed:
+                _same_sources(meta, stage.config.init_from, folder)
+                log.info("config: the same under other names: %s", "; ".join(folder.renamed))
+            folder.create()  # with the names of today
+            now = dict(config=config_lib.to_dict(stage.config), dataset=dataset)
+            # Runs of earlier versions lack the identity; the data is the same.
+            meta = {"identity": stage.identity(), **meta, **now}
             meta = _resumed(meta, int(state.step), revision, stage.config.checkpoint.frozen)
             log.info("resumed %s at step %d", folder.path, int(state.step))
         else:
@@ -144,7 +154,7 @@ class _Training:
         stage, total, lengths = self.stage, self.prog.lengths.total, self.prog.lengths
         step = start = int(state.step)
         self.rows = metrics.Rows(self.folder.path / "metrics.jsonl", resume_step=start)
-        self.board = metrics.TensorBoard(self.folder.path / "tensorboard", stage.config.tensorboard)
+        self.board = metrics.TensorBoard(self.folder.path / "tensorboard", stage.config.tensorboard, start)
         compile_began = time.monotonic()
         update = self.prog.compile()
         log.info("compiled the train step in %.1f s", time.monotonic() - compile_began)
@@ -173,7 +183,7 @@ class _Training:
                 if self.stop.reached() and step < total:
                     self.save(step, state)
                     self.saves.wait()
-                    raise Preempted(f"preempted at step {step}; state saved, run the same command again to resume")
+                    raise self.stop.ending(step)
                 if step % lengths.save == 0 or step == total:
                     self.save(step, state)
             self.saves.wait()
@@ -213,6 +223,7 @@ class _Training:
     def save(self, step: int, state: TrainState) -> None:
         self.check_finite(state)
         with self.progress.paused():
+            self.board.flush()
             wall = self.meta["wall_seconds"] + time.monotonic() - self.began
             self.saves.save(step, state, {**self.meta, "wall_seconds": wall, "step": step})
 
@@ -313,12 +324,46 @@ def _resumed(meta: dict, step: int, revision: str, frozen: str) -> dict:
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
-    """Refuses other data; what only one of the two states (older code, a new evaluation set) is not compared."""
-    saved, now = flatten(saved), flatten(now)
+    """Refuses other data; what only one of the two states (older code, a new evaluation set) is not compared.
+
+    The name is not either: the same data may lie elsewhere by now, or be named by another path.
+    """
+    name, saved, now = now["name"], _unnamed(saved), _unnamed(now)
     if changes := ", ".join(f"{k} was {v}, is {now[k]}" for k, v in saved.items() if k in now and now[k] != v):
         raise UserError(
-            f"config.data.name: {now['name']} is not the data that {folder.path} was trained on ({changes}); "
+            f"config.data.name: {name} is not the data that {folder.path} was trained on ({changes}); "
             "restore the data or choose another --workdir"
+        )
+
+
+def _unnamed(dataset: dict) -> dict:
+    """Path → value of what tells a dataset from others, without names."""
+    return {path: value for path, value in flatten(dataset).items() if path.rpartition("/")[2] != "name"}
+
+
+def _same_sources(record: dict, init_from, folder: run_folder.RunFolder) -> None:
+    """Refuses a run named in `init_from` that is another one than the weights came from.
+
+    Args:
+      record: of the run, with its `lineage` and `parents`.
+      init_from: the config's section.
+      folder: of the run.
+    """
+    named, parents = handoff.sources(init_from), lineage.parents_of(record["lineage"], record.get("parents"))
+    for part in {**named, **parents}:
+        field = f"config.init_from.{part}" if part else "config.init_from"
+        before = record["lineage"][parents[part]] if part in parents else None
+        now = named.get(part)
+        if (
+            before
+            and now
+            and (storage.absolute(before["run"]) == storage.absolute(now.run) or handoff.is_same(before, now, field))
+        ):
+            continue
+        raise UserError(
+            f"{field}.run: {now.run if now else 'no run'} is not what {folder.path} started from "
+            f"({before['run'] if before else 'random weights'}); name that run where it lies now, or choose another "
+            "--workdir"
         )
 
 

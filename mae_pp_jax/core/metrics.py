@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from mae_pp_jax.core import console, hosts, storage
+from mae_pp_jax.core import console, event_files, hosts, storage
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ def _complete_lines(path: storage.Path) -> list[str]:
 class TensorBoard:
     """TensorBoard files through clu's writer, on a thread of its own: importing it takes seconds, training goes on."""
 
-    def __init__(self, folder: storage.Path, enabled: bool):
+    def __init__(self, folder: storage.Path, enabled: bool, resume_step: int):
+        """Drops what a killed run wrote after the checkpoint it resumes from, as `Rows` does."""
+        if hosts.first():
+            event_files.cut(folder, resume_step)
         self._folder = folder
         self._writer = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1) if enabled and hosts.first() else None
@@ -108,13 +111,21 @@ class TensorBoard:
         if self._thread:
             self._jobs.append(self._thread.submit(job))
 
-    def close(self) -> None:
-        if self._thread:
+    def flush(self) -> None:
+        """Returns when all so far is in the file: before a checkpoint, from which a run that is killed goes on."""
+        if self._thread and self._jobs:
             self._submit(lambda: self._open().flush())
-            self._thread.shutdown()
             with storage.writing(self._folder):
                 for job in self._jobs:
                     job.result()
+            self._jobs = []
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            if self._thread:
+                self._thread.shutdown()
 
 
 class Progress:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import traceback
 from collections.abc import Iterator, Mapping
 
 import mae_pp_jax
@@ -14,7 +15,12 @@ from mae_pp_jax.core.functional import flatten
 
 
 class RunFolder:
-    """One run's folder. Nothing is written before `create`, so that a refused run leaves nothing behind."""
+    """One run's folder. Nothing is written before `create`, so that a refused run leaves nothing behind.
+
+    Attributes:
+      renamed: `key: old → new` of keys that are known by their content (datasets, runs) and are named otherwise in the
+        config that the folder holds; it is for the caller to compare what they name.
+    """
 
     def __init__(self, path: str | os.PathLike, config):
         """Looks at the folder.
@@ -24,6 +30,7 @@ class RunFolder:
             of this machine or holds checkpoints without a config.
         """
         self.path = storage.path(path)
+        self.renamed: list[str] = []
         self._schema, self._config = type(config), config_lib.to_dict(config)
         self.look()
 
@@ -35,8 +42,9 @@ class RunFolder:
         if storage.is_file(written):
             # Under today's schema: keys that are new since have their defaults.
             then = config_lib.resolve(self._schema, self._schema.upgrade(storage.read_json(written)))
-            lines = config_lib.differences(self._schema, config_lib.to_dict(then), self._config)
-            if lines:
+            then = config_lib.to_dict(then)
+            self.renamed = config_lib.differences(self._schema, then, self._config, by_content=True)
+            if lines := config_lib.differences(self._schema, then, self._config):
                 raise UserError(
                     f"--workdir: {self.path} holds a run with another config ({'; '.join(lines)}); "
                     "give another folder, or the config it was started with"
@@ -98,6 +106,9 @@ def log_to(path: storage.Path) -> Iterator[None]:
         yield
     except Exception as error:
         ours.debug("%s: %s", type(error).__name__, error)
+        if not hasattr(error, "exit_code"):
+            ours.debug("%s", "".join(traceback.format_exception(error)))
+            error.trace_file = path / "log.txt"
         raise
     finally:
         ours.removeHandler(handler)
@@ -122,9 +133,9 @@ def code_revision() -> str:
     root = storage.absolute(__file__).parents[2]
     revision = mae_pp_jax.__version__
     if storage.exists(root / ".git"):
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
-        )
-        if described.returncode == 0:
-            revision += "+" + described.stdout.strip()
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # a machine without git
+            described = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
+            if described.returncode == 0:
+                revision += "+" + described.stdout.strip()
     return revision

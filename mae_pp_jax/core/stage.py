@@ -29,7 +29,7 @@ class InitFromConfig:
     each part in its place, and its `handoff` by the same names.
     """
 
-    run: str = key("", "folder of a finished run whose weights this stage starts from")
+    run: str = key("", "folder of a finished run whose weights this stage starts from", by_content=True)
     step: str = key("last", "its checkpoint: 'last' or a step")
 
 

@@ -8,11 +8,16 @@ Addresses of buckets (gs://…) are refused in one line until run folders in buc
 import contextlib
 import errno
 import fcntl
+import functools
+import glob
+import io
 import json
 import logging
 import math
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -58,6 +63,47 @@ def absolute(path: PathLike) -> Path:
     return Path(path).resolve()
 
 
+def user_cache() -> Path:
+    """The folder for what can be made again: `XDG_CACHE_HOME` or `~/.cache`, and in it `mae_pp_jax`.
+
+    Where there is no home, or it cannot be written, the folder for temporary files takes its place; one line says so.
+    """
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    folder = Path(home) / "mae_pp_jax"
+    try:
+        if not os.path.isabs(home):
+            raise UserError(f"no home folder is known, {home} is none")
+        check_writable(folder, "XDG_CACHE_HOME", folder=True)
+    except UserError as error:
+        return _temporary_cache(str(error))
+    return folder
+
+
+def ensure_home() -> None:
+    """Gives this process and its libraries a home folder where the system knows none, as in containers."""
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        os.environ["HOME"] = str(_temporary_cache("no home folder is known (HOME is not set)"))
+    elif "TFDS_DATA_DIR" not in os.environ and not exists(own := os.path.join(home, "tensorflow_datasets")):
+        try:
+            check_writable(own, "HOME", folder=True)
+        except UserError:
+            os.environ["TFDS_DATA_DIR"] = str(user_cache() / "tensorflow_datasets")
+
+
+@functools.cache
+def _temporary_cache(problem: str) -> Path:
+    """A folder of this user alone: compiled programs are run as they are found there."""
+    folder = Path(tempfile.gettempdir()) / f"mae_pp_jax_{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        folder = Path(tempfile.mkdtemp(prefix="mae_pp_jax_"))
+    log.warning("cache: %s; using %s instead", problem, folder)
+    return folder
+
+
 def exists(path: PathLike) -> bool:
     return Path(path).exists()
 
@@ -99,6 +145,21 @@ def files(folder: PathLike) -> list[str]:
     return sorted(str(where / name) for where, inside in found for name in inside)
 
 
+def matching(pattern: str) -> list[str]:
+    """What a pattern such as `photos/*.jpg` or `photos/**/*.png` matches, in alphabetical order.
+
+    What exists is never read as a pattern: a folder named `photos [2019]` is that folder.
+    """
+    pattern = os.path.expanduser(pattern)
+    if os.path.lexists(pattern):
+        return [pattern]
+    parts, known = pattern.split("/"), 0
+    while known < len(parts) - 1 and os.path.lexists("/".join(parts[: known + 1]) or "/"):
+        known += 1
+    escaped = [*map(glob.escape, parts[:known]), *parts[known:]]
+    return sorted(glob.glob("/".join(escaped), recursive=True))
+
+
 def read_bytes(path: PathLike) -> bytes:
     return Path(path).read_bytes()
 
@@ -126,7 +187,12 @@ def reading(path: PathLike) -> IO[bytes]:
 
 def appending(path: PathLike) -> IO[str]:
     """An open text file to write lines at the end of."""
-    return Path(path).open("a", encoding="utf-8")
+    return io.TextIOWrapper(Path(path).open("ab"), encoding="utf-8", errors="backslashreplace")
+
+
+def nowhere() -> IO[bytes]:
+    """An open file that drops what is written to it."""
+    return open(os.devnull, "wb")
 
 
 def filling(path: PathLike) -> IO[bytes]:
@@ -180,7 +246,9 @@ def write_whole(path: PathLike, content: str | bytes, key: str = "--workdir") ->
     temporary = path.with_name(path.name + ".tmp")
     with writing(path, key):
         try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            # A file name of other bytes than UTF-8 has characters that UTF-8 lacks: JSON can write them as \\udcXX.
+            text = isinstance(content, str)
+            temporary.write_bytes(content.encode("utf-8", "backslashreplace") if text else content)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):

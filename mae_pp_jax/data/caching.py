@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import logging
-import os
 import pathlib
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ import tqdm
 
 from mae_pp_jax.core import console, storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode, fields, images
+from mae_pp_jax.data import decode, faults, fields, images
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +54,16 @@ class OnDisk(fields.Wrapper):
     def __init__(self, source: fields.Source, cache: str):
         super().__init__(source)
 
+        noted = faults.Faults()
+
+        def read(index: int) -> dict:
+            record = _decoded(source[index])
+            noted.warn(lambda: source.describe(index))
+            return record
+
         def write(half: pathlib.Path) -> None:
             label = f"decoding {len(source):,} images into {half.parent}"
-            _write(half, source.fields, len(source), lambda index: _decoded(source[index]), label)
+            _write(half, source.fields, len(source), read, label)
 
         folder = made_once("decoded", source.fingerprint, cache, write)
         self._columns = {name: _Column(folder / name, field, len(source)) for name, field in source.fields.items()}
@@ -139,10 +145,12 @@ def made_once(kind: str, fingerprint: str, cache: str, make: Callable[[pathlib.P
     Raises:
       UserError: the cache cannot be written.
     """
-    root = pathlib.Path(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mae_pp_jax" / kind
+    own = pathlib.Path(cache).expanduser() / "mae_pp_jax" if cache else pathlib.Path(storage.user_cache())
+    root = own / kind
     folder = root / fingerprint
     if folder.is_dir():
         return folder
+    storage.check_writable(root, "data.cache_dir", folder=True)
     with storage.writing(folder, "data.cache_dir"), contextlib.ExitStack() as held:
         root.mkdir(parents=True, exist_ok=True)
         held.enter_context(storage.lock(root / f".{fingerprint}.lock", f"the {kind} of this dataset"))

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from mae_pp_jax.data import faults, jpeg_restarts
+from mae_pp_jax.data import decoder_warnings, faults, jpeg_restarts
 
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
@@ -168,10 +168,12 @@ def _decode_other(data: bytes) -> np.ndarray:
 
 def _decode(data: bytes, flags: int) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with decoder_warnings.collected():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise Unreadable("damaged") from error
     if image is None:
+        decoder_warnings.take()
         raise Unreadable("damaged")
     return image
 

@@ -25,7 +25,9 @@ NAMED = {"label": "classes", "hashtags": "hashtags"}  # fields of numbers that s
 class EvalConfig:
     """One evaluation set."""
 
-    data: str = key("", "dataset to evaluate on, its classes and hashtags matched by name; empty: data.name")
+    data: str = key(
+        "", "dataset to evaluate on, its classes and hashtags matched by name; empty: data.name", by_content=True
+    )
     split: str = key("test", "split to evaluate on")
     crop: str = key(
         "center",
@@ -39,6 +41,7 @@ class EvalConfig:
         "",
         "JSON file of the classes that count: a list of names, or an object, name in this set → name in the training "
         "data; images of other classes are left out; empty: all, by name",
+        by_content=True,
     )
     evaluators: tuple[str, ...] = key((), "what is measured on it, of what the stage can measure; empty: all")
 

@@ -2,9 +2,12 @@
 
 import logging
 import math
+import re
 import threading
+from collections.abc import Callable
 
 from mae_pp_jax.core.errors import RunStopped
+from mae_pp_jax.data import decoder_warnings
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ class Faults:
 
     def __init__(self):
         self._lock = threading.Lock()
+        self._kinds: set[str] = set()  # of decoders' warnings
         self._seen: dict[str, str] = {}  # where the record comes from → what is wrong with it
 
     def add(self, place: str, reason: str, instead: str) -> None:
@@ -36,6 +40,22 @@ class Faults:
             self._seen[place] = reason
             more = "; further ones are counted, not named" if len(self._seen) == _TOLD else ""
         log.warning("data: %s cannot be read (%s); %s%s", place, reason, instead, more)
+
+    def warn(self, place: Callable[[], str]) -> None:
+        """Names a record of which a decoder has just warned, on this thread, if it is the first with such a warning.
+
+        Args:
+          place: gives where the record comes from.
+        """
+        for text in decoder_warnings.take():
+            kind = re.sub(r"\d+", "#", text)
+            with self._lock:
+                new = kind not in self._kinds
+                self._kinds.add(kind)
+            if new:
+                log.warning(
+                    "data: %s: its decoder says '%s'; it is used as it is, more of this kind untold", place(), text
+                )
 
     def check(self, unreadable: int, records: int, share: float) -> None:
         """Stops the run if clearly more than `share` of `records` were unreadable.

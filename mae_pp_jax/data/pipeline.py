@@ -127,7 +127,7 @@ def eval_batches(
     def fill(batch: Batch, place: int, start: int, stop: int) -> None:
         for place, index in enumerate((np.arange(start, stop) % total).tolist(), place):
             try:
-                _put(batch, place, index, _example(source, index, load), spec)
+                _put(batch, place, index, _example(source, index, load, faults), spec)
             except Unreadable as fault:
                 faults.add(source.describe(index), str(fault), "left out of the evaluation")
                 _put(batch, place, index, dict.fromkeys(spec, 0), spec, unreadable=1)
@@ -205,7 +205,7 @@ def _put_readable(
     for ahead in range(min(_MOST_IN_A_ROW, len(source))):
         instead = (index + ahead) % len(source)
         try:
-            _put(batch, place, instead, _example(source, instead, load), spec, unreadable=int(ahead > 0))
+            _put(batch, place, instead, _example(source, instead, load, faults), spec, unreadable=int(ahead > 0))
             return
         except Unreadable as fault:
             faults.add(source.describe(instead), str(fault), "the next record is read in its place")
@@ -215,10 +215,12 @@ def _put_readable(
     )
 
 
-def _example(source: Source, index: int, load: Callable[[dict], Example]) -> Example:
+def _example(source: Source, index: int, load: Callable[[dict], Example], faults: Faults) -> Example:
     record = source[index]
     try:
-        return load(record)
+        example = load(record)
+        faults.warn(lambda: source.describe(index))
+        return example
     except UserError as error:
         raise UserError(f"data: {source.describe(index)} {error}") from error
 

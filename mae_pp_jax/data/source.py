@@ -25,6 +25,7 @@ class DataConfig:
     name: str = key(
         "digits_hashtags",
         "TFDS name (cifar10, imagenet2012:5.*.*, …), prepared TFDS folder, folder ROOT/CLASS/, or A=0.7,B=0.3 of them",
+        by_content=True,
     )
     data_dir: str = key("", "where TFDS keeps its datasets; empty: TFDS's default", restart=True)
     train_split: str = key("train", "split to train on, in TFDS's syntax (train[:90%])")
@@ -42,7 +43,9 @@ class DataConfig:
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")
     std: tuple[float, ...] = key((0.229, 0.224, 0.225), "standard deviation of each channel, divided by on the device")
     hashtags: str = key("field", "the dataset's own, or simulated from its labels", choices=("field", "simulated"))
-    vocabulary: str = key("", "file of `data hashtags` that maps the dataset's hashtags to classes; empty: none")
+    vocabulary: str = key(
+        "", "file of `data hashtags` that maps the dataset's hashtags to classes; empty: none", by_content=True
+    )
     untagged: str = key(
         "keep",
         "images without a hashtag of the vocabulary: keep (no part in the WSP loss, counted) or skip (never read)",

@@ -41,8 +41,7 @@ def is_url(source: str) -> bool:
 
 def cache_folder() -> pathlib.Path:
     """Where downloads land: `MAE_PP_JAX_CACHE`, else `~/.cache/mae_pp_jax`, in `weights/`."""
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mae_pp_jax"
-    return pathlib.Path(os.environ.get("MAE_PP_JAX_CACHE", home)) / "weights"
+    return pathlib.Path(os.environ.get("MAE_PP_JAX_CACHE") or storage.user_cache()) / "weights"
 
 
 def fetch(url: str, *, sha256: str = "", md5_prefix: str = "") -> pathlib.Path:

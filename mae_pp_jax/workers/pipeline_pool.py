@@ -18,7 +18,7 @@ import traceback
 
 import tqdm
 
-from mae_pp_jax.core import allocator, console, handoff, hardware, loop, run_folder, storage
+from mae_pp_jax.core import allocator, console, failures, handoff, hardware, loop, run_folder, storage
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
@@ -39,7 +39,7 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
       workers: number of worker processes.
 
     Raises:
-      UserError, RunStopped, Preempted: what the first failing stage raised; the others save and stop.
+      UserError, RunStopped, Preempted, Unforeseen: what the first failing stage raised; the others save and stop.
     """
     work = {name: _work(name, config) for name, config in stages.items()}
     names = {str(folder / name): name for name in stages}
@@ -155,25 +155,22 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
             return
         try:
             answer = loop.run(registry.create(config), folder), None
-        except (UserError, RunStopped, Preempted) as error:
-            answer = None, error
         except Exception as error:
-            answer = None, _unforeseen(error, folder)
+            answer = None, _explained(error, folder)
         with contextlib.suppress(OSError):  # closed meanwhile
             pipe.send(answer)
 
 
-def _unforeseen(error: Exception, folder: storage.Path) -> RunStopped:
-    """Keeps the trace of an error in the stage's log, which is all that is left of this process, and says so."""
-    trace, where = "".join(traceback.format_exception(error)), folder / "log.txt"
-    try:
-        storage.make_folder(folder)
-        with run_folder.log_to(folder):
-            log.error("%s", trace)
-    except (UserError, OSError):  # nothing can be written there
-        print(trace, file=sys.stderr, flush=True)
-        where = "above"
-    return RunStopped(f"{folder.name}: {type(error).__name__}: {error} (its trace: {where})")
+def _explained(error: Exception, folder: storage.Path) -> Exception:
+    """What the parent raises for an error of any kind; the trace of an unforeseen one is kept in the stage's log."""
+    if not hasattr(error, "exit_code") and not hasattr(error, "trace_file"):
+        with contextlib.suppress(UserError, OSError):  # where nothing can be written, the trace goes elsewhere
+            storage.make_folder(folder)
+            with run_folder.log_to(folder):
+                log.error("%s", "".join(traceback.format_exception(error)))
+            error.trace_file = folder / "log.txt"
+    stop = failures.explained(error)
+    return stop if stop is error else type(stop)(f"{folder.name}: {stop}")
 
 
 def _leave_with(parent: int) -> None:

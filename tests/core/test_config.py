@@ -89,6 +89,43 @@ def test_config_files_take_arguments(tmp_path):
         config_lib.load_file(str(tmp_path / "recip.py"))
 
 
+def test_an_existing_path_is_never_read_as_syntax(tmp_path, monkeypatch):
+    """Commas, equals signs and the end of a config's name within paths."""
+    source = "def get_config(data='', size='s', flag=False):\n  return dict(name=data + ' ' + size, flag=flag)\n"
+    odd = tmp_path / "a.py:b, size=x #2" / "photos,flag"
+    odd.mkdir(parents=True)
+    recipe = odd / "recipe.py"
+    recipe.write_text(source)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text(source)
+    assert config_lib.load_file(str(recipe)) == {"name": " s", "flag": False}
+    for path in (odd, odd.relative_to(tmp_path)):
+        for given in (f"data={path},size=L,flag", f"flag,size=L,data={path}", f"size=L,data={path},flag=true"):
+            assert config_lib.load_file(f"recipe.py:{given}") == {"name": f"{path} L", "flag": True}
+    with pytest.raises(UserError, match="takes no argument 'flags'; did you mean 'flag'"):
+        config_lib.load_file("recipe.py:data=/none,flags")
+
+
+def test_keys_known_by_their_content_are_told_apart_from_others():
+    @dataclasses.dataclass(frozen=True)
+    class Data:
+        name: str = key("a", "a dataset", by_content=True)
+        split: str = key("train", "its split")
+
+    @dataclasses.dataclass(frozen=True)
+    class Schema:
+        data: Data = section(Data)
+        evals: dict[str, Data] = config_lib.named(Data, "sets", names=("test",))
+
+    old, new = (
+        config_lib.to_dict(config_lib.resolve(Schema, {}, {"data.name": n, "evals.test.name": n, "data.split": n}))
+        for n in ("x", "y")
+    )
+    assert config_lib.differences(Schema, old, new) == ['data.split: "x" → "y"']
+    renamed = config_lib.differences(Schema, old, new, by_content=True)
+    assert renamed == ['data.name: "x" → "y"', 'evals.test.name: "x" → "y"']
+
+
 def test_differences_leave_out_what_a_restart_may_change():
     old, new = dict(name="x", flag=False, inner=dict(rate=1)), dict(name="y", flag=True, inner=dict(rate=2))
     assert config_lib.differences(Outer, old, new) == ["inner.rate: 1 → 2", 'name: "x" → "y"']

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import signal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_pp_jax.core import checkpoint, loop, preemption
+from mae_pp_jax.core import checkpoint, errors, loop, preemption, run_folder
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from tests.text_stage import HeldOut, TextConfig, TextStage
@@ -162,3 +163,113 @@ def test_nothing_is_written_for_a_run_that_is_refused(tmp_path):
     with pytest.raises(UserError, match="config.train_for"):
         loop.run(stage(train_for="some steps"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def moved(record, **changes):
+    """A stage on the same texts in another place, or on others."""
+
+    class Elsewhere(TextStage):
+        def __init__(self, config):
+            super().__init__(config)
+            self.dataset = record | changes
+
+    return Elsewhere
+
+
+@pytest.fixture
+def source_and_stopped(tmp_path, monkeypatch):
+    """(folder of a finished run, folder of one that started from it and was preempted at step 8)."""
+    before, folder = tmp_path / "before", tmp_path / "run"
+    loop.run(stage(train_for="4 steps", seed=7), before)
+    asked = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption.Preemption, "reached", lambda _: next(asked) == 8)
+        with pytest.raises(Preempted):
+            loop.run(stage(init_from=dict(run=str(before))), folder)
+    return before, folder
+
+
+def test_a_run_goes_on_where_its_source_and_its_folder_lie_now(source_and_stopped, tmp_path, monkeypatch):
+    before, folder = source_and_stopped
+    monkeypatch.chdir(tmp_path)
+    before.rename(tmp_path / "elsewhere")
+    folder.rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to("elsewhere")
+    result = loop.run(stage(init_from=dict(run="link/")), "moved")
+    assert result["step"] == 20
+    assert json.loads((tmp_path / "moved/config.json").read_text())["init_from"]["run"] == "link/"
+    assert loop.run(stage(init_from=dict(run=str(tmp_path / "elsewhere"))), tmp_path / "moved") == result  # finished
+
+
+@pytest.mark.parametrize("other", ["", "other", "gone"])
+def test_another_source_is_refused_and_nothing_is_written(source_and_stopped, tmp_path, other):
+    _, folder = source_and_stopped
+    loop.run(stage(train_for="4 steps", seed=8), tmp_path / "other")
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(UserError, match="^config.init_from.*: .*(is not what .* started from|gone holds no checkpoint)"):
+        loop.run(stage(init_from=dict(run=other and str(tmp_path / other))), folder)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_data_under_another_name_is_the_same_and_other_data_are_not(tmp_path, monkeypatch):
+    record = dict(name="/old/texts", records=1, fingerprint="a", evals=dict(test=dict(name="/old/test", fingerprint="b")))
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption.Preemption, "reached", lambda _: True)
+        with pytest.raises(Preempted):
+            loop.run(stage(moved(record)), tmp_path / "run")
+    other = record | dict(evals=dict(test=dict(name="/old/test", fingerprint="c")))
+    with pytest.raises(UserError, match="evals/test/fingerprint was b, is c"):
+        loop.run(stage(moved(other)), tmp_path / "run")
+    same = record | dict(name="/new/texts/", evals=dict(test=dict(name="../test", fingerprint="b")))
+    assert loop.run(stage(moved(same)), tmp_path / "run")["dataset"]["name"] == "/new/texts/"
+
+
+def test_ctrl_c_saves_when_a_step_is_done_and_at_once_when_it_comes_again(finished, tmp_path):
+    class Interrupted(TextStage):
+        times = 1
+
+        def train_batches(self, start_step):
+            for step, batch in enumerate(super().train_batches(start_step), start_step):
+                for _ in range(self.times if step == 8 else 0):
+                    signal.raise_signal(signal.SIGINT)
+                yield batch
+
+    class Twice(Interrupted):
+        times = 2
+
+    with pytest.raises(errors.Interrupted, match="interrupted at step 8; state saved, run the same command again"):
+        loop.run(stage(Interrupted), tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [6, 8]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(stage(Twice), tmp_path / "twice")
+    assert checkpoint.steps(tmp_path / "twice/checkpoints") == [6]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for folder in ("run", "twice"):
+        assert loop.run(stage(), tmp_path / folder)["params_sha256"] == finished[1]["params_sha256"]
+
+
+def test_ctrl_c_before_the_first_step_raises_at_once(tmp_path):
+    class Interrupted(TextStage):
+        def train_batches(self, start_step):
+            signal.raise_signal(signal.SIGINT)
+            return super().train_batches(start_step)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(stage(Interrupted), tmp_path / "run")
+
+
+def test_an_unforeseen_error_leaves_its_trace_in_the_log(tmp_path):
+    class Broken(TextStage):
+        def train_batches(self, start_step):
+            raise LookupError("no such text")
+
+    with pytest.raises(LookupError) as error:
+        loop.run(stage(Broken), tmp_path / "run")
+    assert error.value.trace_file == tmp_path / "run/log.txt"
+    assert "Traceback (most recent call last):" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize("path", ["", "/proc/nowhere"])
+def test_the_revision_of_the_code_on_a_machine_without_git(monkeypatch, path):
+    monkeypatch.setenv("PATH", path)
+    assert run_folder.code_revision().startswith("0.")

@@ -168,3 +168,66 @@ def test_output_places_are_checked_first(argv, flag, suffix, place, mae_run, tmp
     assert said.out == "" and said.err.count("\n") == 1, said.err
     assert said.err.startswith(f"error: {flag}: cannot write ")
     assert sorted(os.listdir(tmp_path)) == ["file", "recipe.py"]
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    """A user without a cache, and with a temporary folder of its own."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(storage.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    storage._temporary_cache.cache_clear()
+    yield tmp_path
+    storage._temporary_cache.cache_clear()
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nowhere", "/dev/null"])
+def test_without_a_home_that_can_be_written_the_cache_is_a_temporary_folder(no_cache, monkeypatch, home, caplog):
+    monkeypatch.setenv("HOME", home) if home else monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", home) if home else path)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    caplog.set_level("WARNING", "mae_pp_jax")
+    found = storage.user_cache()
+    assert found.parent == no_cache / "tmp" and os.stat(found).st_mode & 0o777 == 0o700
+    assert storage.user_cache() == found
+    assert storage.names(no_cache) == ["tmp"]
+    storage.ensure_home()
+    if home is None:
+        assert os.environ["HOME"] == str(found)
+    else:
+        assert os.environ["HOME"] == home and os.environ["TFDS_DATA_DIR"].startswith(str(found))
+
+
+def test_a_temporary_cache_of_somebody_else_is_not_used(no_cache, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    shared = no_cache / "tmp" / f"mae_pp_jax_{os.getuid()}"
+    shared.mkdir()
+    shared.chmod(0o777)
+    assert storage.user_cache() != shared
+
+
+def test_what_exists_is_no_pattern(tmp_path):
+    for name in ("photos [2019]/a.png", "photos [2019]/b.png", "photos 2/c.png", "what?*.png", "x/y/z.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = {
+        pattern: [os.path.relpath(name, tmp_path) for name in storage.matching(f"{tmp_path}/{pattern}")]
+        for pattern in ("photos [2019]/*.png", "what?*.png", "photos [0-9]/*", "x/**/*.png", "none/*")
+    }
+    assert found == {
+        "photos [2019]/*.png": ["photos [2019]/a.png", "photos [2019]/b.png"],
+        "what?*.png": ["what?*.png"],
+        "photos [0-9]/*": ["photos 2/c.png"],
+        "x/**/*.png": ["x/y/z.png"],
+        "none/*": [],
+    }
+
+
+def test_file_names_of_other_bytes_than_utf8_are_kept_in_json_and_logs(tmp_path):
+    name = os.fsdecode(b"/photos/caf\xe9")
+    storage.write_json(tmp_path / "x.json", {"name": name})
+    assert storage.read_json(tmp_path / "x.json") == {"name": name}
+    with storage.appending(tmp_path / "log.txt") as file:
+        file.write(f"{name} ☕\n")
+    assert (tmp_path / "log.txt").read_text("utf-8") == "/photos/caf\\udce9 ☕\n"

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core.errors import RunStopped, UserError
+from mae_pp_jax.core.errors import RunStopped, Unforeseen, UserError
 from mae_pp_jax.stages import registry
 from mae_pp_jax.workers import pipeline_pool
 from tests.conftest import ROOT, TINY_MAE
@@ -24,7 +24,7 @@ def config(**overrides: str):
 def test_an_unforeseen_error_in_a_worker_leaves_its_trace_in_the_log_of_the_stage(tmp_path):
     bad = config()
     bad = dataclasses.replace(bad, checkpoint=dataclasses.replace(bad.checkpoint, keep="many"))  # unchecked like this
-    with pytest.raises(RunStopped) as stop:
+    with pytest.raises(Unforeseen) as stop:
         pipeline_pool.train_all({"first": bad}, tmp_path, 1)
     log = tmp_path / "first" / "log.txt"
     said = str(stop.value)
@@ -35,7 +35,7 @@ def test_an_unforeseen_error_in_a_worker_leaves_its_trace_in_the_log_of_the_stag
 
 def test_an_unforeseen_error_before_the_stage_has_a_folder_leaves_its_trace_too(tmp_path):
     bad = dataclasses.replace(config(), seed="one")
-    with pytest.raises(RunStopped, match="first: ") as stop:
+    with pytest.raises(Unforeseen, match="first: ") as stop:
         pipeline_pool.train_all({"first": bad}, tmp_path, 1)
     assert str(tmp_path / "first" / "log.txt") in str(stop.value)
     assert "Traceback (most recent call last):" in (tmp_path / "first" / "log.txt").read_text()
