@@ -108,7 +108,10 @@ def decode(data: bytes, kind: Format) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=[kind.pillow]) as image:
             check_size(image.height, image.width)
-            return np.asarray(_flatten(_first_frame(image)))
+            pixels = np.asarray(_flatten(_first_frame(image)))
+        if kind.name == "GIF":
+            _check_end(data)
+        return pixels
     except Unreadable:
         raise
     except Image.DecompressionBombError as error:
@@ -127,6 +130,24 @@ def _available(kind: Format) -> bool:
         pillow_heif.register_heif_opener()
     Image.init()
     return kind.pillow in Image.OPEN
+
+
+def _check_end(data: bytes) -> None:
+    """Raises `Unreadable` for a GIF that ends early in a later frame, which Pillow does not look at (GIF89a, 15 to 27)."""
+    at = 13 + _palette_bytes(data[10])
+    try:
+        while data[at] in b"!,":  # an extension, a frame; ";" ends the file
+            at += 2 if data[at] == ord("!") else 11 + _palette_bytes(data[at + 9])
+            while length := data[at]:
+                at += 1 + length
+            at += 1
+    except IndexError as error:
+        raise Unreadable(f"ends early, after {len(data):,} bytes") from error
+
+
+def _palette_bytes(flags: int) -> int:
+    """Bytes of the palette that follows a header of a GIF with these flags."""
+    return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
 
 
 def _first_frame(image: Image.Image) -> Image.Image:
