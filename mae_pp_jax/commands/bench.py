@@ -51,6 +51,7 @@ def run(args, rest: list[str]) -> None:
             print("\n".join(report.lines(found)))
 
 
+@hardware.memory_errors()
 def bench(
     config: str,
     overrides: dict[str, str] | None = None,

@@ -110,6 +110,10 @@ class ImageStage(Stage):
             self.eval_sources[name] = evals.open_eval_source(self.config.data, config, self.train_source, name)
         return self.eval_sources[name]
 
+    def eval_labels(self) -> dict[str, np.ndarray]:
+        """Name of an evaluation set → the classes of its records, int32 [records]."""
+        return {name: fields.labels(self.eval_source(name)) for name in self.config.evals}
+
     @functools.cached_property
     def train_order(self) -> orders.Order:
         """Which training record stands at each position of the stream."""
