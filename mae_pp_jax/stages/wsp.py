@@ -98,10 +98,9 @@ class WspStage(ImageStage):
         return self.eval_source(name).column("hashtags")
 
     def chance(self):
-        hashtags = {name: self._tags(name) for name in self.config.evals}
-        if len(self.train_source) <= _COUNTED:
-            hashtags["train"] = self.train_source.column("hashtags")
-        return chance.of_hashtags(self.vocabulary, hashtags)
+        train = {"train": self.train_source.column("hashtags")} if len(self.train_source) <= _COUNTED else {}
+        evals = {name: self._tags(name) for name in self.config.evals}
+        return chance.of_hashtags(self.vocabulary, train | evals)
 
     def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.vocabulary)
