@@ -16,6 +16,7 @@ README = ROOT / "README.md"
 LINUX_X86_64 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 BEAM = "apache-beam>=2.70"  # runs `data build`
+HEIC = "pillow-heif>=1.0"  # reads pictures of phones
 
 setup(
     name="mae_pp_jax",
@@ -48,6 +49,7 @@ setup(
         "opencv-python-headless>=4.10",
         "safetensors>=0.4.5",
         "simplejpeg>=1.8",
+        "pillow>=11.3",  # the first whose wheels read AVIF
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "matplotlib>=3.9",
@@ -58,8 +60,10 @@ setup(
         "gpu": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "transformers>=4.45"],
         "beam": [BEAM],
+        "heic": [HEIC],
         "test": [
             BEAM,
+            HEIC,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

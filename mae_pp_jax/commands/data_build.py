@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         encoding=encoding.Encoding.parse(args.encode, max_side=args.max_side, min_side=args.min_side),
     )
     report = build.build(request, runner=args.runner, options=args.beam_option, workers=args.workers)
-    _show(report, request, f" --data_dir={args.data_dir}" if args.data_dir else "")
+    _show(report, request, f" --data_dir={shlex.quote(args.data_dir)}" if args.data_dir else "")
 
 
 def _show(report: dict, request, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import tqdm
 
+    from mae_pp_jax.commands import next_command
     from mae_pp_jax.core import console
     from mae_pp_jax.data import source, tag_report, vocabulary, wordnet
 
@@ -67,11 +69,10 @@ def run(args: argparse.Namespace) -> None:
     tag_report.write(report, made, path)
     print(tag_report.summary(report))
     print(f"wrote {path}, {path.with_suffix('.md')}, {path.with_suffix('.png')}")
-    where = f" --config.data.data_dir={args.data_dir}" if args.data_dir else ""
-    print(
-        f"next: python -m mae_pp_jax train --config=configs/wsp/folder.py:data={args.name},vocabulary={path} "
-        f"--workdir=runs/wsp{where}"
-    )
+    side, machine = next_command.usual_side(records), next_command.Machine.here()
+    chosen = next_command.training(args.name, str(path), side=side, records=len(records), machine=machine)
+    where = f" --config.data.data_dir={shlex.quote(args.data_dir)}" if args.data_dir else ""
+    print(f"next: python -m mae_pp_jax train {chosen} --workdir=runs/wsp{where}")
 
 
 def _nouns(args: argparse.Namespace, wordnet):

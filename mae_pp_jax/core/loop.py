@@ -64,6 +64,7 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
         return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, references
 
 
+@hardware.memory_errors()
 def run(stage: Stage, workdir: str) -> dict:
     """Trains a stage in a folder, or resumes it, or returns the result of the finished run.
 
@@ -72,7 +73,7 @@ def run(stage: Stage, workdir: str) -> dict:
 
     Raises:
       UserError: the config, data, weights or folder do not fit; nothing was written.
-      RunStopped: a loss or gradient was not finite.
+      RunStopped: a loss or gradient was not finite, or memory ran out.
       Preempted, Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     """
     folder = run_folder.RunFolder(workdir, stage.config)
@@ -146,6 +147,9 @@ class _Training:
         self.evaluators = prog.stage.evaluators()
         self.began = time.monotonic()
         self.flops = prog.stage.train_flops_per_example()
+        if chance := prog.stage.chance():
+            log.info("chance, without a look at the %ss: %s", prog.stage.example, _shown(chance))
+        self.chance = chance
         self.speeds: list[float] = []
         zeros = functools.partial(metrics.zeros, list(prog.shapes.metrics))
         self.no_metrics = jax.jit(zeros, out_shardings=prog.shardings.metrics)
@@ -243,6 +247,7 @@ class _Training:
             step=step,
             examples_seen=step * self.batch,
             metrics=hosts.from_first(self.rows.last),
+            chance=self.chance,
             examples_per_second=float(np.median(self.speeds)) if self.speeds else None,
             wall_seconds=self.meta["wall_seconds"] + time.monotonic() - self.began,
             parameters=sum(int(np.prod(leaf.shape)) for leaf in flatten(state.params).values()),

@@ -8,6 +8,7 @@ is updated as if it stood alone: LARS takes one trust ratio per layer and model,
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.core.partition import STACKS, Axes
 
+log = logging.getLogger(__name__)
+
 FROZEN = "frozen"
 Rules = Sequence[tuple[str, Any]]
 
@@ -31,6 +34,7 @@ Rules = Sequence[tuple[str, Any]]
 BIAS_OR_SCALE = r".*(bias|scale)"
 NO_DECAY_ON_BIAS_AND_SCALE: Rules = ((BIAS_OR_SCALE, 0.0), (r".*", 1.0))
 TRUST_COEFFICIENT = 0.001  # of LARS (MAE util/lars.py)
+_LITTLE = 0.01  # share of the stated learning rate below which its scaling is warned of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +156,17 @@ def make(
     speeds = unflatten({p: _along(np.asarray(speed[p], np.float32), "layers", own_axes[p]) for p in trainable})
     decays = unflatten({p: np.asarray(decay[p], np.float32) for p in trainable})
     own_axes = unflatten(own_axes)
-    peak = config.lr * (model_batch / config.lr_batch if config.lr_batch else 1.0)
+    scale = model_batch / config.lr_batch if config.lr_batch else 1.0
+    if scale < _LITTLE:
+        log.warning(
+            "config.optim.lr: %.3g at a batch of %d becomes %.3g at %d, less than a hundredth, and hardly anything may "
+            "be learned; set config.optim.lr_batch=0 and a rate for this batch",
+            config.lr,
+            config.lr_batch,
+            config.lr * scale,
+            model_batch,
+        )
+    peak = config.lr * scale
     warmup = schedule.steps(
         config.warmup,
         field="config.optim.warmup",

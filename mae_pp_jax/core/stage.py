@@ -198,6 +198,10 @@ class Stage:
     def evaluators(self) -> Sequence[Evaluator]:
         raise NotImplementedError
 
+    def chance(self) -> dict[str, float]:
+        """What guessing reaches without a look at the examples: name of a metric → level; {} where that is unknown."""
+        return {}
+
     def evaluation_set(self, name: str) -> dict[str, Any]:
         """Dataset, split, records and fingerprint of what the evaluators of this name measure on; {} if unknown."""
         del name

@@ -1,4 +1,4 @@
-"""Encoded files (JPEG, PNG, WebP, GIF, BMP) to pixels with OpenCV, and parts of a JPEG with libjpeg-turbo.
+"""Encoded files to pixels with OpenCV or Pillow (`formats`), and parts of a JPEG with libjpeg-turbo.
 
 A file is recognised by its first bytes, not by its name. Its size is read from the header, and an absurd one is refused
 before anything is allocated. A file that ends early is refused: OpenCV reports it for all kinds but JPEG, whose missing
@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from mae_pp_jax.data import decoder_warnings, faults, jpeg_restarts
+from mae_pp_jax.data import decoder_warnings, formats, jpeg_restarts
 
 # The readers are threads already; OpenCV's own threads inside each of them would only compete.
 cv2.setNumThreads(0)
 # It warns on stderr of files that it cannot read; `Unreadable` says so.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-MAX_PIXELS = 100_000_000  # 300 MB decoded; cameras go up to about this
+MAX_PIXELS, Unreadable = formats.MAX_PIXELS, formats.Unreadable
 # A progressive JPEG repeats its picture in scans, about ten; a file made of thousands takes minutes to decode.
 MAX_SCANS = 200
 _REDUCED = {
@@ -34,10 +34,7 @@ _END, _SCAN, _INTERVAL, _EXIF, _PROGRESSIVE = 0xD9, 0xDA, 0xDD, 0xE1, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LARGEST_UNIT = 32  # rows that are coded together, at most
 _ORIENTATION = 0x0112  # EXIF tag
-
-
-class Unreadable(faults.Unreadable):
-    """The bytes are no image, or a damaged one. The message says what is wrong with them."""
+_OS2_HEADER = 12  # bytes of the header of OS/2 1.x and Windows 2 bitmaps
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +107,8 @@ class Jpeg:
 def decode(data: bytes) -> np.ndarray:
     """Decodes a file to uint8 [height, width, 3], RGB, upright by its EXIF orientation.
 
-    Greyscale, CMYK and 16-bit images become 8-bit RGB; an alpha channel is dropped; an animation gives its first frame.
+    Greyscale, CMYK and 16-bit images become 8-bit RGB; an alpha channel is composed over white; an animation gives its
+    first frame. Read are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 and, with pillow-heif, HEIC.
 
     Raises:
       Unreadable: no image, a kind that is not read, damaged, or more than `MAX_PIXELS`.
@@ -149,7 +147,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         layout = jpeg_restarts.read_layout(data, frame, at, end, interval)
     except (IndexError, struct.error) as error:
         raise Unreadable(f"ends in its header, after {len(data):,} bytes") from error
-    _check_size(*size)
+    formats.check_size(*size)
     if end < 0:
         raise Unreadable(f"ends early, after {len(data):,} bytes")
     if data[frame + 1] == _PROGRESSIVE and data.count(bytes([0xFF, _SCAN]), at) > MAX_SCANS:
@@ -159,11 +157,15 @@ def read_jpeg(data: bytes) -> Jpeg:
 
 
 def _decode_other(data: bytes) -> np.ndarray:
+    """Decodes what is no JPEG: OpenCV where it is as right as Pillow and faster."""
+    kind = formats.recognise(data)
     try:
-        _check_size(*_size(data))
+        if kind.name in _SIZES:
+            formats.check_size(*_SIZES[kind.name](data))
+        plain = kind.name == "PNG" and not _png_alpha(data) or kind.name == "WebP" and not _webp_alpha(data)
     except struct.error as error:
         raise Unreadable(f"ends in its header, after {len(data)} bytes") from error
-    return _decode(data, cv2.IMREAD_COLOR_RGB)
+    return _decode(data, cv2.IMREAD_COLOR_RGB) if plain else formats.decode(data, kind)
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray:
@@ -178,41 +180,47 @@ def _decode(data: bytes, flags: int) -> np.ndarray:
     return image
 
 
-def _size(data: bytes) -> tuple[int, int]:
-    """(height, width) in the header of a PNG, GIF, BMP or WebP."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        width, height = struct.unpack_from(">II", data, 16)
-    elif data[:6] in (b"GIF87a", b"GIF89a"):
-        width, height = struct.unpack_from("<HH", data, 6)
-    elif data.startswith(b"BM"):
-        width, height = (abs(side) for side in struct.unpack_from("<ii", data, 18))  # a negative height: top row first
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        width, height = _webp_size(data)
-    elif not data:
-        raise Unreadable("empty")
-    elif not any(data):
-        raise Unreadable("all bytes are zero")
-    else:
-        raise Unreadable(f"no JPEG, PNG, WebP, GIF or BMP; it begins with {data[:8]!r}")
+def _png_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a PNG."""
+    width, height = struct.unpack_from(">II", data, 16)
     return height, width
 
 
+def _png_alpha(data: bytes) -> bool:
+    """Whether a PNG has an alpha channel, or a palette whose colours may have one."""
+    colours = data[25:26]
+    return colours in (b"\4", b"\6") or colours == b"\3" and 0 <= data.find(b"tRNS") < data.find(b"IDAT")
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a GIF."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    return height, width
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a bitmap. Its header tells by its length whether sides have 2 bytes (OS/2) or 4."""
+    (header,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header == _OS2_HEADER else "<ii", data, 18)
+    return abs(height), abs(width)  # a negative height: top row first
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a WebP, from its first chunk (Google's container specification)."""
+    """(height, width) of a WebP, from its first chunk (Google's container specification)."""
     kind = data[12:16]
     if kind == b"VP8X":  # with alpha, EXIF or frames: sides less 1 in 3 bytes each
         low, high = struct.unpack_from("<IH", data, 24)
-        return 1 + (low & 0xFFFFFF), 1 + (low >> 24 | high << 8)
+        return 1 + (low >> 24 | high << 8), 1 + (low & 0xFFFFFF)
     if kind == b"VP8L":  # lossless: sides less 1 in 14 bits each
         (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
     width, height = struct.unpack_from("<HH", data, 26)  # lossy: 14 bits each under 2 bits of scaling
-    return width & 0x3FFF, height & 0x3FFF
+    return height & 0x3FFF, width & 0x3FFF
 
 
-def _check_size(height: int, width: int) -> None:
-    if not 0 < height * width <= MAX_PIXELS:
-        raise Unreadable(f"{height:,} × {width:,} pixels in its header; read are 1 to {MAX_PIXELS:,}")
+def _webp_alpha(data: bytes) -> bool:
+    """Whether a WebP says that it has alpha."""
+    return data[12:16] == b"VP8X" and bool(data[20] & 0x10) or data[12:16] == b"VP8L" and bool(data[24] & 0x10)
 
 
 def _exif_orientation(tiff: bytes) -> int:
@@ -228,3 +236,7 @@ def _exif_orientation(tiff: bytes) -> int:
     except struct.error:
         pass  # the picture itself may be whole
     return 1
+
+
+# What is known of a size before a decoder sees the file.
+_SIZES = {"PNG": _png_size, "GIF": _gif_size, "BMP": _bmp_size, "WebP": _webp_size}

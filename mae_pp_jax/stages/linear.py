@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
+from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.models import vit
@@ -80,6 +81,9 @@ class LinearStage(ImageStage):
             return self._measure(self.logits(params, batch), batch["label"], batch["mask"])
 
         return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
+
+    def chance(self):
+        return chance.of_classes(self.classes, self.eval_labels())
 
     def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.image_size)

@@ -19,6 +19,7 @@ from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import fields, orders
 from mae_pp_jax.data.source import Subset, digest, few_shot_indices
+from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
 from mae_pp_jax.models import vit
@@ -147,6 +148,10 @@ class LowShotStage(ImageStage):
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
         return [OverSplits(name, test, batches) for name, batches in self.eval_passes().items()]
+
+    def chance(self):
+        found = chance.of_classes(self.classes, self.eval_labels())
+        return {name: level for name, level in found.items() if name == "train/loss" or name.endswith("/accuracy")}
 
     def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.image_size)

@@ -67,6 +67,11 @@ class MaeStage(ImageStage):
                 found.append(Reconstructions(self._reconstruct, batches, self.config.pictures))
         return found
 
+    def chance(self):
+        # A normalised patch has mean 0 and variance 1: predicting the mean everywhere leaves the variance.
+        names = ("train", *self.config.evals)
+        return {f"{name}/loss": 1.0 for name in names} if self.config.mae.normalize_target else {}
+
     def train_flops_per_example(self):
         return 3 * mae_forward_flops(self.config.model, self.config.mae, self.image_size)
 

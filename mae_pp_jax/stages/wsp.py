@@ -14,11 +14,14 @@ from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import OptimConfig
+from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.tags import TagMap, top_tag_hits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
+
+_COUNTED = 1_000_000  # training records whose hashtags are read, 20 s, to know the commonest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,11 @@ class WspStage(ImageStage):
     def _tags(self, name):
         """The hashtags of all records of an evaluation set."""
         return self.eval_source(name).column("hashtags")
+
+    def chance(self):
+        train = {"train": self.train_source.column("hashtags")} if len(self.train_source) <= _COUNTED else {}
+        evals = {name: self._tags(name) for name in self.config.evals}
+        return chance.of_hashtags(self.vocabulary, train | evals)
 
     def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.vocabulary)

@@ -206,13 +206,17 @@ def test_another_source_is_refused_and_nothing_is_written(source_and_stopped, tm
     _, folder = source_and_stopped
     loop.run(stage(train_for="4 steps", seed=8), tmp_path / "other")
     before = (folder / "config.json").read_bytes()
-    with pytest.raises(UserError, match="^config.init_from.*: .*(is not what .* started from|gone holds no checkpoint)"):
+    with pytest.raises(
+        UserError, match="^config.init_from.*: .*(is not what .* started from|gone holds no checkpoint)"
+    ):
         loop.run(stage(init_from=dict(run=other and str(tmp_path / other))), folder)
     assert (folder / "config.json").read_bytes() == before
 
 
 def test_data_under_another_name_is_the_same_and_other_data_are_not(tmp_path, monkeypatch):
-    record = dict(name="/old/texts", records=1, fingerprint="a", evals=dict(test=dict(name="/old/test", fingerprint="b")))
+    record = dict(
+        name="/old/texts", records=1, fingerprint="a", evals=dict(test=dict(name="/old/test", fingerprint="b"))
+    )
     with monkeypatch.context() as patch:
         patch.setattr(preemption.Preemption, "reached", lambda _: True)
         with pytest.raises(Preempted):

@@ -208,3 +208,12 @@ def test_learning_rate_scales_with_the_batch():
     for model_batch, wanted in [(4096, 1.6e-3), (1024, 4e-4)]:
         made = optim.make(config, PARAMS, axes=AXES, **rules, global_batch=4096, model_batch=model_batch)
         np.testing.assert_allclose(made.learning_rate(3), wanted, rtol=1e-6)
+
+
+def test_a_learning_rate_that_scaling_leaves_next_to_nothing_of_is_warned_of(caplog):
+    for lr_batch in (10, 1000, 0):
+        build(lr=4e-4, lr_batch=lr_batch)
+    assert not caplog.records
+    build(lr=4e-4, lr_batch=1001)
+    (record,) = caplog.records
+    assert "0.0004 at a batch of 1001 becomes 4e-06 at 10, less than a hundredth" in record.getMessage()

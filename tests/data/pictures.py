@@ -43,4 +43,9 @@ def whole_files() -> dict[str, bytes]:
         "gif": encode(image, "gif"),
         "animated gif": encode(image, "gif", **frames),
         "bmp": encode(image, "bmp"),
+        "png with alpha": encode(image.convert("RGBA"), "png"),
+        "webp with alpha": encode(Image.fromarray(np.dstack([noise(0), noise(1)[..., 0]])), "webp"),
+        "tiff": encode(image, "tiff"),
+        "avif": encode(image, "avif"),
+        "jpeg 2000": encode(image, "jpeg2000"),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_pp_jax.data import decode
+from mae_pp_jax.data import decode, formats
 from tests.conftest import ROOT
 from tests.data.pictures import encode, noise, picture, whole_files
 
@@ -22,14 +22,120 @@ def test_rgb(kind, tolerance):
     assert np.abs(out.astype(int) - picture()).max() <= tolerance
 
 
-def test_greyscale_alpha_and_16_bit():
+def test_greyscale_and_16_bit():
     grey = picture()[..., 0]
     expected = np.repeat(grey[..., None], 3, -1)
     np.testing.assert_array_equal(decode.decode(encode(grey, "png")), expected)
     np.testing.assert_array_equal(decode.decode(encode(grey.astype(np.uint16) * 257, "png")), expected)
     assert np.abs(decode.decode(encode(grey, "jpeg", quality=98)).astype(int) - expected).mean() < 2
-    alpha = np.dstack([picture(), np.full((40, 60), 128, np.uint8)])
-    np.testing.assert_array_equal(decode.decode(encode(alpha, "png")), picture())
+    np.testing.assert_array_equal(decode.decode(encode(grey.astype(np.uint16) * 257, "tiff")), expected)
+
+
+def see_through(*opacity) -> np.ndarray:
+    """The picture with an alpha channel, uint8 [40, 60, 4], whose columns have these opacities in turn."""
+    alpha = np.broadcast_to(np.resize(np.array(opacity, np.uint8), 60), (40, 60))
+    return np.dstack([picture(), alpha])
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "avif"])
+def test_alpha_is_composed_over_white(kind):
+    image = see_through(0, 128, 255)
+    expected = picture() * (image[..., 3:] / 255) + 255.0 - image[..., 3:]
+    options = (
+        dict(lossless=True) if kind == "webp" else dict(quality=100, subsampling="4:4:4") if kind == "avif" else {}
+    )
+    out = decode.decode(encode(image, kind, **options))
+    assert np.abs(out[:, 0].astype(int) - 255).max() <= (4 if kind == "avif" else 0)
+    assert np.abs(out - expected).max() <= (12 if kind == "avif" else 1)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_alpha_that_leaves_nothing_to_see_is_ignored(kind):
+    out = decode.decode(encode(see_through(0), kind, lossless=True, exact=True))
+    np.testing.assert_array_equal(out, picture())
+
+
+def test_a_palette_with_levels_of_opacity_is_composed_over_white():
+    index = Image.fromarray(np.tile(np.uint8([0, 1, 2]), (40, 20)), "P")
+    index.putpalette([0, 0, 0, 200, 0, 0, 0, 0, 250])
+    out = decode.decode(encode(index, "png", transparency=bytes([0, 102, 255])))
+    assert out[0, :3].tolist() == [[255, 255, 255], [233, 153, 153], [0, 0, 250]]
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_one_transparent_colour_is_the_colour_that_it_is(kind):
+    """Whatever background the header of a GIF names."""
+    index = Image.fromarray(np.tile(np.uint8([0, 1, 2]), (40, 20)), "P")
+    index.putpalette([255, 250, 245, 200, 0, 0, 0, 0, 250])
+    out = decode.decode(encode(index, kind, transparency=0, background=1))
+    assert out[0, :3].tolist() == [[255, 250, 245], [200, 0, 0], [0, 0, 250]]
+
+
+@pytest.mark.parametrize("transparent", [{}, {"transparency": 1}])
+def test_what_the_first_frame_of_a_gif_leaves_open_is_white(transparent):
+    index = Image.fromarray(np.ones((20, 30), np.uint8), "P")
+    index.putpalette([9, 9, 9, 200, 0, 0])
+    data = bytearray(encode(index, "gif", **transparent))
+    frame = data.index(b"," + struct.pack("<HHHH", 0, 0, 30, 20))
+    struct.pack_into("<HH", data, 6, 60, 40)
+    struct.pack_into("<HH", data, frame + 1, 15, 10)
+    expected = np.full((40, 60, 3), 255)
+    expected[10:30, 15:45] = 200, 0, 0
+    np.testing.assert_array_equal(decode.decode(bytes(data)), expected)
+
+
+def bitmap(bits: int, body: bytes, *, header: int = 40, compression: int = 0, palette: bytes = b"", masks: bytes = b""):
+    """A BMP of 60 × 40 pixels; a header of 12 bytes is that of OS/2 1.x."""
+    if header == 12:
+        info = struct.pack("<IHHHH", 12, 60, 40, 1, bits)
+    else:
+        info = struct.pack("<IiiHHIIiiII", header, 60, 40, 1, bits, compression, len(body), 0, 0, 0, 0)
+    info = info.ljust(header, b"\0") + masks + palette
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(body), 0, 0, 14 + len(info)) + info + body
+
+
+@pytest.mark.parametrize("header", [12, 40, 64])
+def test_bitmaps_with_old_headers(header):
+    body = picture()[::-1, :, ::-1].tobytes()
+    np.testing.assert_array_equal(decode.decode(bitmap(24, body, header=header)), picture())
+
+
+@pytest.mark.parametrize("bits, code", [(8, 1), (4, 2)])
+def test_run_length_coded_bitmaps(bits, code):
+    rows = (bytes([30, 0x11 * (bits == 4) or 1, 30, 0x22 if bits == 4 else 2]) + b"\0\0") * 40 + b"\0\1"
+    palette = bytes([0, 0, 0, 0, 30, 20, 10, 0, 60, 50, 40, 0]).ljust(4 << bits, b"\0")
+    out = decode.decode(bitmap(bits, rows, compression=code, palette=palette))
+    assert out.shape == (40, 60, 3) and out[0, 0].tolist() == [10, 20, 30] and out[39, 59].tolist() == [40, 50, 60]
+
+
+@pytest.mark.parametrize("masks", [b"", struct.pack("<III", 0xF800, 0x07E0, 0x001F)], ids=["555", "565"])
+def test_bitmaps_of_16_bits(masks):
+    red, green, blue = (picture()[::-1, :, i].astype(np.uint16) for i in range(3))
+    value = (
+        (red >> 3) << 11 | (green >> 2) << 5 | blue >> 3 if masks else (red >> 3) << 10 | (green >> 3) << 5 | blue >> 3
+    )
+    out = decode.decode(bitmap(16, value.astype("<u2").tobytes(), compression=3 if masks else 0, masks=masks))
+    assert np.abs(out.astype(int) - picture()).max() <= 8
+
+
+@pytest.mark.parametrize("kind, tolerance", [("tiff", 0), ("jpeg2000", 0), ("avif", 12)])
+def test_formats_that_pillow_decodes(kind, tolerance):
+    out = decode.decode(encode(picture(), kind, quality=95) if kind == "avif" else encode(picture(), kind))
+    assert np.abs(out.astype(int) - picture()).max() <= tolerance
+
+
+def test_heic():
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    out = decode.decode(encode(picture(), "heif", quality=95))
+    assert np.abs(out.astype(int) - picture()).mean() < 6
+
+
+def test_heic_without_its_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(decode.Unreadable, match="HEIC, which is not read here; pip install pillow-heif"):
+        decode.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
 
 
 def test_cmyk_jpeg():
@@ -177,9 +283,9 @@ def test_a_webp_is_refused_by_its_header(lossless, monkeypatch):
     animated = encode(
         picture(50, 300), "webp", lossless=lossless, save_all=True, append_images=[Image.fromarray(picture(50, 300))]
     )
-    monkeypatch.setattr(decode, "MAX_PIXELS", 50 * 300)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 50 * 300)
     assert decode.decode(wide).shape == decode.decode(animated).shape == (50, 300, 3)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 50 * 300 - 1)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 50 * 300 - 1)
     for data in (wide, animated):
         with pytest.raises(decode.Unreadable, match="50 × 300 pixels"):
             decode.decode(data)
@@ -195,7 +301,22 @@ def test_a_file_that_ends_early_is_refused_wherever_it_ends(name):
 
 
 @pytest.mark.parametrize(
-    "data, reason", [(b"", "empty"), (bytes(500), "all bytes are zero"), (b"<html>not found</html>", "begins with")]
+    "data, reason",
+    [
+        (b"", "empty"),
+        (bytes(500), "all bytes are zero"),
+        (b"words", "begins with"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>not found</html>", "web page"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\xff\x0a" + bytes(9), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(9), "JPEG XL"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(200), "damaged AVIF"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(200), "damaged AVIF"),
+        (b"II*\0" + bytes(99), "damaged TIFF"),
+        (b"\0\0\0\x18ftypisom" + bytes(99), "video"),
+        (b"PK\3\4" + bytes(99), "zip"),
+        (encode(Image.fromarray(np.ones((20, 20), np.float32)), "tiff"), "32 bits"),
+    ],
 )
 def test_what_is_no_image_is_refused_with_the_reason(data, reason):
     with pytest.raises(decode.Unreadable, match=reason):

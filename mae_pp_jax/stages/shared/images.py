@@ -133,6 +133,10 @@ class ImageStage(Stage):
             self.eval_sources[name] = evals.open_eval_source(self.config.data, config, known, name)
         return self.eval_sources[name]
 
+    def eval_labels(self) -> dict[str, np.ndarray]:
+        """Name of an evaluation set → the classes of its records, int32 [records]."""
+        return {name: fields.labels(self.eval_source(name)) for name in self.config.evals}
+
     @functools.cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
         """Field → what its numbers stand for in this model: as its checkpoint says, else as in the training data."""
