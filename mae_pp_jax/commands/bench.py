@@ -9,7 +9,7 @@ import tqdm
 from mae_pp_jax.benchmarking import report, train_step
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import console, hardware, hosts, partition, storage
+from mae_pp_jax.core import console, hosts, partition, storage
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.stages import registry
@@ -51,7 +51,6 @@ def run(args, rest: list[str]) -> None:
             print("\n".join(report.lines(found)))
 
 
-@hardware.memory_errors()
 def bench(
     config: str,
     overrides: dict[str, str] | None = None,

@@ -75,7 +75,6 @@ def run(args) -> None:
     print(f"{args.out}: features of {len(files):,} images, {features.shape[1]} numbers each")
 
 
-@hardware.memory_errors()
 def embed(
     workdir: str,
     pattern: str,

@@ -50,7 +50,6 @@ def run(args, rest: list[str]) -> None:
             print(storage.json_text(found, indent=1))
 
 
-@hardware.memory_errors()
 def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, str] | None = None) -> dict:
     """Metrics of the newest undamaged checkpoint, also written as JSON, a file for each evaluation set.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from mae_pp_jax.core import storage
-from mae_pp_jax.core.errors import RunStopped, UserError
+from mae_pp_jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +64,6 @@ def compiling_for(name: str) -> Iterator[None]:
         yield
     finally:
         _compiling_for.reset(token)
-
-
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Inside, a lack of memory on a device or on the host ends the run with one line that says what helps."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text:
-            raise
-        raise RunStopped(
-            f"out of memory ({text[:160]}); what helps: a smaller config.global_batch or more config.microbatches, "
-            "config.model.remat=full, a smaller config.model.size or config.data.image_size, or more devices with "
-            "config.mesh.fsdp"
-        ) from error
 
 
 def peak_flops(device: jax.Device) -> float | None:

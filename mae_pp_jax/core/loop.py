@@ -64,7 +64,6 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
         return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, references
 
 
-@hardware.memory_errors()
 def run(stage: Stage, workdir: str) -> dict:
     """Trains a stage in a folder, or resumes it, or returns the result of the finished run.
 
