@@ -31,19 +31,19 @@ def _read(reader):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-@pytest.mark.parametrize(("name", "comma"), [("m.csv", ","), ("m.tsv", "\t")])
+@pytest.mark.parametrize(("name", "comma"), [("m.csv", ","), ("m.csv", ";"), ("m.csv", "\t"), ("m.tsv", "\t")])
 def test_line_ends_marks_and_quotes(tmp_path, end, mark, name, comma):
     rows = [
         ["file", "text"],
         ["0.png", 'a 12" record'],
-        ["1.png", '"two, cells"'],
+        ["1.png", '"two, cells; 1"'],
         ["2.png", f'"two{end}lines"'],
         ["3.png", ""],
     ]
     text = mark + end.join(comma.join(row) for row in rows)
     assert _read(_reader(tmp_path, text, name)) == [
         ("0.png", 'a 12" record'),
-        ("1.png", "two, cells"),
+        ("1.png", "two, cells; 1"),
         ("2.png", f"two{end}lines"),
         ("3.png", None),
     ]
