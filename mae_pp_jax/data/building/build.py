@@ -126,7 +126,7 @@ def _built_already(request: Request, parts: list[Part], plan: dict, pool: dict) 
     report = request.folder / REPORT
     built = json.loads(report.read_text()) if report.exists() else {}
     made, now = built.get("made_from", {}), _digests(plan)
-    differs = [what for what in now if made.get(what) != now[what]]
+    differs = [what for what in now if made.get(what) != now[what]] if made else ["it has no record of them"]
     if not differs:
         _remove(request.work)
         if made["content"] != _content(_check(request, parts, pool)):
