@@ -18,7 +18,8 @@ EXTENSIONS = (
 SPLITS = ("train", "test", "val", "validation")  # names of folders that may stand above those of classes
 
 # Why a file is not used.
-HIDDEN, OTHER, LOOP, DEAD = "hidden file", "no picture by its name", "link in a loop", "link to nothing"
+HIDDEN, OTHER, DEVICE = "hidden file", "no picture by its name", "device or socket"
+LOOP, DEAD = "link in a loop", "link to nothing"
 CLOSED, NO_CLASS, NO_SPLIT = "unreadable", "in no class folder", "in no split folder"
 
 
@@ -59,8 +60,8 @@ def _walk(folder: str, prefix: str, above: tuple) -> Iterator[tuple[str, str]]:
         except OSError as error:  # of a link: nothing is there, or links that lead to each other
             yield name, LOOP if error.errno == errno.ELOOP else DEAD if entry.is_symlink() else CLOSED
             continue
-        picture = usable and entry.name.lower().endswith(EXTENSIONS)
-        yield name, HIDDEN if is_hidden(name) else "" if picture else OTHER
+        picture = entry.name.lower().endswith(EXTENSIONS)
+        yield name, HIDDEN if is_hidden(name) else OTHER if not picture else "" if usable else DEVICE
 
 
 def classes(root: str, split: str = "") -> tuple[dict[str, list[str]], list[tuple[str, str]]]:

@@ -112,7 +112,7 @@ def build(request: Request, *, runner: str = "", options: Sequence[str] = (), wo
             raise
         write = parts_lib.Write(str(request.work), request.reader, request.encoding, contents, digests)
         runner_lib.run("writing", write, parts, **pool)
-        report = _assemble(request, write, plan, _others(request.reader, keys))
+        report = _assemble(request, write, plan, _others(request, keys))
     _remove(request.work)
     return report
 
@@ -126,7 +126,7 @@ def _built_already(request: Request, parts: list[Part], plan: dict, pool: dict) 
     report = request.folder / REPORT
     built = json.loads(report.read_text()) if report.exists() else {}
     made, now = built.get("made_from", {}), _digests(plan)
-    differs = [what for what in now if made.get(what) != now[what]]
+    differs = [what for what in now if made.get(what) != now[what]] if made else ["it has no record of them"]
     if not differs:
         _remove(request.work)
         if made["content"] != _content(_check(request, parts, pool)):
@@ -341,10 +341,13 @@ def _statistics(total: collections.Counter) -> dict:
     )
 
 
-def _others(reader: Reader, keys: np.ndarray) -> list[dict]:
-    """The files of the input that are no items, and why."""
+def _others(request: Request, keys: np.ndarray) -> list[dict]:
+    """The files of the input that are no items, and why; those of datasets that are built within it are none of it."""
     named = set(keys.tolist())
-    return [parts_lib.left_out_entry(n, reason) for n, reason in reader.others() if stable_hash(n) not in named]
+    root, built = os.path.expanduser(request.source), os.path.abspath(os.path.expanduser(request.data_dir)) + "/"
+    found = [(name, reason) for name, reason in request.reader.others() if stable_hash(name) not in named]
+    found = [(name, reason) for name, reason in found if not os.path.abspath(f"{root}/{name}").startswith(built)]
+    return [parts_lib.left_out_entry(name, reason) for name, reason in found]
 
 
 def _natural(label: str) -> tuple:

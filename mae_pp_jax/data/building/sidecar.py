@@ -108,25 +108,33 @@ class SidecarReader:
         """The column names of a CSV file ([] for JSON lines), the byte at which its rows begin, csv's options."""
         with epath.Path(self.path).open("rb") as file:
             begin = file.read(len(_MARK))
-            if begin.startswith(_OTHER_MARKS):
-                raise UserError(f"--sidecar: {self.path} is UTF-16; save it as UTF-8")
-            start = len(_MARK) if begin == _MARK else 0
-            if self._suffix not in _DELIMITERS:
-                return [], start, {}
+        if begin.startswith(_OTHER_MARKS):
+            raise UserError(f"--sidecar: {self.path} is UTF-16; save it as UTF-8")
+        start = len(_MARK) if begin == _MARK else 0
+        if self._suffix not in _DELIMITERS:
+            return [], start, {}
+        own = _DELIMITERS[self._suffix]
+        found = [self._columns(start, own)]
+        for delimiter in ",;\t".replace(own, ""):  # spreadsheets write ; where numbers have a decimal comma
+            if not set(found[0][0]) & set(self.columns.names["image"]):
+                found.insert(0, self._columns(start, delimiter))
+        if set(found[0][0]) & set(self.columns.names["image"]):
+            return found[0]
+        raise UserError(
+            f"--sidecar: {self.path} has no column {' or '.join(self.columns.names['image'])}, its columns are "
+            f"{', '.join(found[-1][0])}; say which names the file: --columns=image:COLUMN"
+        )
+
+    def _columns(self, start: int, delimiter: str) -> tuple[list[str], int, dict]:
+        """As `_header`, by a delimiter."""
+        dialect = dict(delimiter=delimiter)
+        with epath.Path(self.path).open("rb") as file:
             file.seek(start)
-            dialect = dict(delimiter=_DELIMITERS[self._suffix])
-            found = next(_csv_rows(file, start, 0, dialect), None)
-        cells = [] if found is None else found[1].values
-        dialect["skipinitialspace"] = any(cell.startswith(" ") for cell in cells[1:])
+            end, row = next(_csv_rows(file, start, 0, dialect), (start, _Row("", [])))
+        dialect["skipinitialspace"] = any(cell.startswith(" ") for cell in row.values[1:])
         if dialect["skipinitialspace"]:
-            cells = next(csv.reader([found[1].text], **dialect))
-        names = [_legible(cell.strip()) for cell in cells]
-        if not set(names) & set(self.columns.names["image"]):
-            raise UserError(
-                f"--sidecar: {self.path} has no column {' or '.join(self.columns.names['image'])}, its columns are "
-                f"{', '.join(names)}; say which names the file: --columns=image:COLUMN"
-            )
-        return names, found[0] if found else start, dialect
+            row.values = next(csv.reader([row.text], **dialect))
+        return [_legible(cell.strip()) for cell in row.values], end, dialect
 
 
 @dataclasses.dataclass

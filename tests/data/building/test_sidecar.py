@@ -31,19 +31,19 @@ def _read(reader):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-@pytest.mark.parametrize(("name", "comma"), [("m.csv", ","), ("m.tsv", "\t")])
+@pytest.mark.parametrize(("name", "comma"), [("m.csv", ","), ("m.csv", ";"), ("m.csv", "\t"), ("m.tsv", "\t")])
 def test_line_ends_marks_and_quotes(tmp_path, end, mark, name, comma):
     rows = [
         ["file", "text"],
         ["0.png", 'a 12" record'],
-        ["1.png", '"two, cells"'],
+        ["1.png", '"two, cells; 1"'],
         ["2.png", f'"two{end}lines"'],
         ["3.png", ""],
     ]
     text = mark + end.join(comma.join(row) for row in rows)
     assert _read(_reader(tmp_path, text, name)) == [
         ("0.png", 'a 12" record'),
-        ("1.png", "two, cells"),
+        ("1.png", "two, cells; 1"),
         ("2.png", f"two{end}lines"),
         ("3.png", None),
     ]
@@ -95,10 +95,12 @@ def test_what_a_parser_raises_names_the_row(tmp_path):
     assert found[-1][1] == "\ufffdb"
 
 
-def test_bytes_that_are_no_utf8_are_told(tmp_path, caplog):
+def test_bytes_that_are_no_utf8_are_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sidecar.log, "warning", lambda what, *values: told.append(what % values))
     found = _read(_reader(tmp_path, b"file,text\ncaf\xe9.png,caf\xe9\n"))
     assert found == [("caf\udce9.png", "caf\ufffd")]
-    assert "1 rows hold bytes that are no UTF-8, the first is row 1" in caplog.text
+    assert len(told) == 1 and "1 rows hold bytes that are no UTF-8, the first is row 1" in told[0]
     with pytest.raises(UserError, match="is UTF-16; save it as UTF-8"):
         _reader(tmp_path, "file,text\n".encode("utf-16")).parts()
 
