@@ -22,16 +22,14 @@ DEPTHS = {"encoder/blocks": 2, "decoder/blocks": 1}
 @pytest.fixture
 def random_weights():
     """`random_weights(format, *groups)`: key → random array, as a model of that format with these groups has them."""
+    return draw_weights
 
-    def draw(name: str, *groups: str, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(seed)
-        format = next(f for f in tables.FORMATS if f.name == name)
-        rows = matching.expected(format, frozenset(groups), DEPTHS)
-        return {
-            key: rng.normal(size=matching.shape_of(row, SIZES)).astype(dtype) for key, row, _ in rows if "*" not in key
-        }
 
-    return draw
+def draw_weights(name: str, *groups: str, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    format = next(f for f in tables.FORMATS if f.name == name)
+    rows = matching.expected(format, frozenset(groups), DEPTHS)
+    return {key: rng.normal(size=matching.shape_of(row, SIZES)).astype(dtype) for key, row, _ in rows if "*" not in key}
 
 
 @pytest.fixture
