@@ -159,3 +159,21 @@ def test_ctrl_c_before_the_first_step_leaves_at_once(tmp_path):
         break
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in said
+
+
+def test_a_user_whom_the_system_does_not_know_trains(tmp_path, monkeypatch, capsys):
+    """As in containers that run under a number: no entry in /etc/passwd for it, nor for the owner of the files."""
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("grp.getgrgid", unknown)
+    overrides = {**TINY_MAE, "train_for": "2 steps", "tensorboard": "true"}
+    argv = ["train", "--config=configs/mae/digits.py", f"--workdir={tmp_path / 'run'}", *arguments(overrides)]
+    monkeypatch.chdir(ROOT)
+    assert main(argv) == 0, capsys.readouterr().err
+    assert main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert list((tmp_path / "run/tensorboard").iterdir())

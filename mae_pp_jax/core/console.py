@@ -16,7 +16,7 @@ class _AroundBar(logging.Handler):
     """Prints lines above a progress bar instead of through it."""
 
     def emit(self, record):
-        # Nobody may read any more, as after `2>&1 | head` or a lost connection: the work goes on.
+        # Nobody may read any more, as after a lost connection: the work goes on.
         with contextlib.suppress(OSError, ValueError):
             tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
@@ -51,7 +51,7 @@ def replace_unprintable() -> None:
 
 
 def output_closed() -> bool:
-    """Whether the program that read stdout or stderr has ended, as `head` does."""
+    """Whether the program that read stdout or stderr has ended."""
     closed = []
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # none there, or none of the system

@@ -118,7 +118,7 @@ def is_file(path: PathLike) -> bool:
 
 def size(path: PathLike) -> int:
     """Bytes of a file. (epath's own `stat` also looks up the owner's name, and fails where the system has none.)"""
-    return os.path.getsize(path)
+    return Path(path).stat().length if "://" in str(path) else os.path.getsize(path)
 
 
 def modified(path: PathLike) -> float:

@@ -53,9 +53,8 @@ class Faults:
                 new = kind not in self._kinds
                 self._kinds.add(kind)
             if new:
-                log.warning(
-                    "data: %s: its decoder says '%s'; it is used as it is, more of this kind untold", place(), text
-                )
+                said = text.removeprefix("libpng warning: ")
+                log.warning("data: %s: its decoder says '%s'; used as it is, the next such ones untold", place(), said)
 
     def check(self, unreadable: int, records: int, share: float) -> None:
         """Stops the run if clearly more than `share` of `records` were unreadable.

@@ -67,8 +67,8 @@ class TfdsSource:
         if not isinstance(self.fields.get("image"), fields.Image):
             has = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in builder.info.features.items())
             raise UserError(f"data.name: {self._full_name} is no image dataset; its features are {has}")
-        paths = map(epath.Path, self._shards)
-        shards = [[p.name, p.stat().length, f.skip, f.take] for p, f in zip(paths, files)]
+        sizes = map(storage.size, self._shards)
+        shards = [[epath.Path(p).name, size, f.skip, f.take] for p, size, f in zip(self._shards, sizes, files)]
         identity = json.dumps([self._full_name, split, len(self._records), shards])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
