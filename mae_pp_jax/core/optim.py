@@ -161,7 +161,10 @@ def make(
         log.warning(
             "config.optim.lr: %.3g at a batch of %d becomes %.3g at %d, less than a hundredth, and hardly anything may "
             "be learned; set config.optim.lr_batch=0 and a rate for this batch",
-            config.lr, config.lr_batch, config.lr * scale, model_batch,
+            config.lr,
+            config.lr_batch,
+            config.lr * scale,
+            model_batch,
         )
     peak = config.lr * scale
     warmup = schedule.steps(

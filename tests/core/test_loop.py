@@ -162,3 +162,30 @@ def test_nothing_is_written_for_a_run_that_is_refused(tmp_path):
     with pytest.raises(UserError, match="config.train_for"):
         loop.run(stage(train_for="some steps"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class TooLarge(TextStage):
+    """Its weights fit into no memory."""
+
+    def init(self, key):
+        return {**super().init(key), "huge": jnp.zeros(2**46)}
+
+    def parameter_axes(self):
+        return ((r"huge", (None,)), *super().parameter_axes())
+
+
+def test_a_model_that_does_not_fit_stops_the_run_and_leaves_nothing(tmp_path):
+    with pytest.raises(RunStopped, match="out of memory.*a smaller config.model.size"):
+        loop.run(stage(TooLarge), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+class Guessed(TextStage):
+    def chance(self):
+        return {"train/bits": 8.0}
+
+
+def test_the_level_of_chance_is_told_and_kept(tmp_path, finished):
+    result = loop.run(stage(Guessed, train_for="1 steps"), tmp_path / "run")
+    assert result["chance"] == {"train/bits": 8.0} and finished[1]["chance"] == {}
+    assert "chance, without a look at the texts: train/bits 8\n" in (tmp_path / "run" / "log.txt").read_text()

@@ -41,7 +41,9 @@ def see_through(*opacity) -> np.ndarray:
 def test_alpha_is_composed_over_white(kind):
     image = see_through(0, 128, 255)
     expected = picture() * (image[..., 3:] / 255) + 255.0 - image[..., 3:]
-    options = dict(lossless=True) if kind == "webp" else dict(quality=100, subsampling="4:4:4") if kind == "avif" else {}
+    options = (
+        dict(lossless=True) if kind == "webp" else dict(quality=100, subsampling="4:4:4") if kind == "avif" else {}
+    )
     out = decode.decode(encode(image, kind, **options))
     assert np.abs(out[:, 0].astype(int) - 255).max() <= (4 if kind == "avif" else 0)
     assert np.abs(out - expected).max() <= (12 if kind == "avif" else 1)
@@ -109,7 +111,9 @@ def test_run_length_coded_bitmaps(bits, code):
 @pytest.mark.parametrize("masks", [b"", struct.pack("<III", 0xF800, 0x07E0, 0x001F)], ids=["555", "565"])
 def test_bitmaps_of_16_bits(masks):
     red, green, blue = (picture()[::-1, :, i].astype(np.uint16) for i in range(3))
-    value = (red >> 3) << 11 | (green >> 2) << 5 | blue >> 3 if masks else (red >> 3) << 10 | (green >> 3) << 5 | blue >> 3
+    value = (
+        (red >> 3) << 11 | (green >> 2) << 5 | blue >> 3 if masks else (red >> 3) << 10 | (green >> 3) << 5 | blue >> 3
+    )
     out = decode.decode(bitmap(16, value.astype("<u2").tobytes(), compression=3 if masks else 0, masks=masks))
     assert np.abs(out.astype(int) - picture()).max() <= 8
 
