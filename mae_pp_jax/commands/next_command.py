@@ -1,8 +1,8 @@
 """The training that `data hashtags` proposes: model, image size and batch by the data and the machine at hand."""
 
 import dataclasses
+import logging
 import math
-import os
 import shlex
 
 import jax
@@ -10,6 +10,8 @@ import numpy as np
 
 from mae_pp_jax.core import hardware
 from mae_pp_jax.data import decode, fields, images
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 32  # pictures whose size is read
 _STEPS = 100  # an epoch has at least so many, if the batch can be as small
@@ -27,23 +29,24 @@ class Machine:
     Attributes:
       devices: accelerators, over all hosts; 0 where CPUs train.
       memory: bytes of one.
-      cores: of the CPU.
     """
 
     devices: int
     memory: float
-    cores: int
 
     @classmethod
     def here(cls) -> "Machine":
         """The machine that this process runs on."""
-        cores = os.cpu_count() or 1
-        if jax.default_backend() == "cpu":
-            return cls(0, 0.0, cores)
-        device = jax.local_devices()[0]
+        try:
+            device = jax.local_devices()[0]
+        except RuntimeError as error:  # an accelerator that another process holds
+            log.info("no accelerator can be reached (%s): the next command is for CPUs", error)
+            return cls(0, 0.0)
+        if device.platform == "cpu":
+            return cls(0, 0.0)
         known = hardware.CHIPS.get(device.device_kind)
         memory = known.memory if known else (device.memory_stats() or {}).get("bytes_limit", _UNKNOWN)
-        return cls(jax.device_count(), memory, cores)
+        return cls(jax.device_count(), memory)
 
 
 def usual_side(source: fields.Source) -> int:
@@ -79,8 +82,9 @@ def training(data: str, vocabulary: str, *, side: int, records: int, machine: Ma
     else:
         size, batch = "Ti", 64
     batch = max(min(batch, _power(records / _STEPS)), min(32, batch), machine.devices)
-    where = f"configs/wsp/folder.py:data={data},vocabulary={vocabulary},size={size}/{patch},image_size={image},batch={batch}"
-    return f"--config={shlex.quote(where)}" + ("" if machine.devices else f" {_NARROW}")
+    sizes = f"size={size}/{patch},image_size={image},batch={batch}"
+    recipe = shlex.quote(f"configs/wsp/folder.py:data={data},vocabulary={vocabulary},{sizes}")
+    return f"--config={recipe}" + ("" if machine.devices else f" {_NARROW}")
 
 
 def _power(number: float) -> int:

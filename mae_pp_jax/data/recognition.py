@@ -2,7 +2,7 @@
 
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data.folder import EXTENSIONS
+from mae_pp_jax.data.tree import EXTENSIONS
 
 _INFO = "dataset_info.json"  # of TFDS and of Hugging Face's datasets
 _RUN = ("config.json", "pipeline.json")

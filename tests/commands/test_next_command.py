@@ -12,7 +12,7 @@ from mae_pp_jax.core import config as config_lib
 from tests.conftest import ROOT
 from tests.data.pictures import encode, noise
 
-LAPTOP, T4, H100, POD = Machine(0, 0, 2), Machine(1, 16e9, 8), Machine(1, 80e9, 16), Machine(64, 16e9, 100)
+LAPTOP, T4, H100, POD = Machine(0, 0.0), Machine(1, 16e9), Machine(1, 80e9), Machine(64, 16e9)
 
 
 def chosen(side, records, machine):

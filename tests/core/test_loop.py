@@ -277,3 +277,14 @@ def test_an_unforeseen_error_leaves_its_trace_in_the_log(tmp_path):
 def test_the_revision_of_the_code_on_a_machine_without_git(monkeypatch, path):
     monkeypatch.setenv("PATH", path)
     assert run_folder.code_revision().startswith("0.")
+
+
+class Guessed(TextStage):
+    def chance(self):
+        return {"train/bits": 8.0}
+
+
+def test_the_level_of_chance_is_told_and_kept(tmp_path, finished):
+    result = loop.run(stage(Guessed, train_for="1 steps"), tmp_path / "run")
+    assert result["chance"] == {"train/bits": 8.0} and finished[1]["chance"] == {}
+    assert "chance, without a look at the texts: train/bits 8\n" in (tmp_path / "run" / "log.txt").read_text()
