@@ -9,7 +9,7 @@ import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import fields, images, mixture
+from mae_pp_jax.data import fields, images, mixture, text
 from mae_pp_jax.data.source import DataConfig, Subset, digest, open_source
 
 
@@ -56,7 +56,7 @@ def open_eval_source(data: DataConfig, config: EvalConfig, train: fields.Source,
     if have == wanted:
         return source
     for field, kind in (("label", "classes"), ("hashtags", "hashtags")):
-        if wanted[field] and not set(wanted[field]) & set(have[field]):
+        if wanted[field] and not {*map(text.name, wanted[field])} & {*map(text.name, have[field])}:
             raise UserError(f"evals.{name}.data: {dataset} has none of the {kind} of the training data; use another")
     return mixture.Renumbered(source, wanted)
 
@@ -74,7 +74,7 @@ def crop(image: bytes | np.ndarray, config: EvalConfig, size: tuple[int, int]) -
 
 def _of_classes(source: fields.Source, path: str, known: tuple[str, ...], key: str) -> fields.Source:
     """The records of the classes that a file lists, named as it says; `key` names the file in messages."""
-    own = fields.names(source, "label")
+    own, known = (tuple(map(text.name, names)) for names in (fields.names(source, "label"), known))
     mapping = _read_classes(path, key)
     for names, of, which in ((mapping, own, "this set"), (mapping.values(), known, "the training data")):
         if absent := [name for name in names if name not in of]:
@@ -100,4 +100,4 @@ def _read_classes(path: str, key: str) -> dict[str, str]:
         raise UserError(
             f"{key}: {path} must hold a list of names, or an object, name in this set → name in the training data"
         )
-    return dict(zip(content, names))
+    return dict(zip(map(text.name, content), map(text.name, names)))

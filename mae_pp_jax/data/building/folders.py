@@ -10,6 +10,7 @@ from etils import epath
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data.building.items import MISSING, OUTSIDE, UNREADABLE, Item, LeftOut, Part, too_large
 from mae_pp_jax.data.folder import EXTENSIONS
+from mae_pp_jax.data.text import name as class_name
 
 _FILES = 1000  # of a part
 _SPLITS = ("train", "test", "val", "validation")
@@ -37,7 +38,7 @@ class ClassFolders:
 
     def items(self, part: Part) -> Iterator[Item]:
         for name in part.names:
-            label = name.split("/")[1 if part.split else 0]
+            label = class_name(name.split("/")[1 if part.split else 0]) or None
             yield Item(name, Inside(self.root, name), label=label, split=part.split, columns={"label": label})
 
 

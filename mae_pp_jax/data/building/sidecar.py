@@ -13,6 +13,7 @@ from etils import epath
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data.building.folders import Inside, image_files
 from mae_pp_jax.data.building.items import DAMAGED, Broken, Columns, Item, Part
+from mae_pp_jax.data.text import cell
 
 NAMES = ("metadata.jsonl", "metadata.csv")  # looked for in the folder when none is named
 _ROWS = 1000  # of a part
@@ -77,7 +78,7 @@ class SidecarReader:
             delimiter = _DELIMITERS[os.path.splitext(self.path)[1].lower()]
             for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
                 if cells:
-                    yield dict(zip(header, cells)) if len(cells) == len(header) else None
+                    yield dict(zip(header, map(cell, cells))) if len(cells) == len(header) else None
             return
         for line in text.split("\n"):
             if line.strip():
