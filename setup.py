@@ -63,6 +63,7 @@ setup(
             BEAM,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
             "packaging>=24.0",
             "jsonschema>=4.20",
             "PyYAML>=6.0",

@@ -41,8 +41,8 @@ _CUT = regex.compile(rf"({_EMOJI})|[{_SEPARATORS}{_HASH}]")
 _QUOTES = '"“”„«»'
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _QUOTED = re.compile(r"""[ubr]?"((?:[^"\\]|\\.)*)"|[ubr]?'((?:[^'\\]|\\.)*)'|([^\s,;'"]+)""", re.S)
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.S)
 _BEGINS_QUOTED = re.compile(r"""(?:^|[\s,;])[ubr]?["']""")
-_SAYS_SOMETHING = regex.compile(rf"[\p{{L}}\p{{N}}]|{_EMOJI}")
 
 # UAX #31, UAX31-R8: hashtag identifiers, of which emoji are a part; those of digits alone are numbers.
 _CONTINUE = rf"(?:{_EMOJI}|[\p{{XID_Continue}}\p{{N}}+-])"
@@ -177,7 +177,12 @@ def _inside_brackets(text: str) -> list | str:
     if not _BEGINS_QUOTED.search(inside):
         return inside if text[0] not in inside else text
     entries = ((double or single, bare) for double, single, bare in _QUOTED.findall(inside))
-    return [re.sub(r"\\(.)", r"\1", quoted) or (cell(bare) if bare != "None" else None) for quoted, bare in entries]
+    return [_ESCAPE.sub(_unescaped, quoted) or (cell(bare) if bare != "None" else None) for quoted, bare in entries]
+
+
+def _unescaped(escape: re.Match) -> str:
+    number = escape[1] or escape[2] or escape[3]
+    return chr(int(number, 16)) if number else {"n": "\n", "t": "\t"}.get(escape[4], escape[4])
 
 
 def _cut(text: str, *, spaces: bool):
@@ -188,15 +193,15 @@ def _cut(text: str, *, spaces: bool):
             continue
         for word in piece.split() if spaces else (piece,):
             word = _unquoted(word)
-            if _SAYS_SOMETHING.search(word):
+            if glue(word):
                 yield word
 
 
 def _unquoted(word: str) -> str:
     """Without quotation marks and spaces at its ends; a single apostrophe (`'90s`) stays."""
-    bare = word.strip().strip(_QUOTES)
-    while bare != word:
-        word = bare
-        bare = word.strip("'") if word[:1] == word[-1:] == "'" else word
-        bare = bare.strip().strip(_QUOTES)
+    before = None
+    while word != before:
+        before, word = word, word.strip().strip(_QUOTES)
+        if word[:1] == word[-1:] == "'":
+            word = word.strip("'")
     return word
