@@ -56,7 +56,7 @@ def open_eval_source(data: DataConfig, config: EvalConfig, train: fields.Source,
     if have == wanted:
         return source
     for field, kind in (("label", "classes"), ("hashtags", "hashtags")):
-        if wanted[field] and not {*map(text.name, wanted[field])} & {*map(text.name, have[field])}:
+        if wanted[field] and not set(wanted[field]) & set(have[field]):
             raise UserError(f"evals.{name}.data: {dataset} has none of the {kind} of the training data; use another")
     return mixture.Renumbered(source, wanted)
 
@@ -74,7 +74,7 @@ def crop(image: bytes | np.ndarray, config: EvalConfig, size: tuple[int, int]) -
 
 def _of_classes(source: fields.Source, path: str, known: tuple[str, ...], key: str) -> fields.Source:
     """The records of the classes that a file lists, named as it says; `key` names the file in messages."""
-    own, known = (tuple(map(text.name, names)) for names in (fields.names(source, "label"), known))
+    own = fields.names(source, "label")
     mapping = _read_classes(path, key)
     for names, of, which in ((mapping, own, "this set"), (mapping.values(), known, "the training data")):
         if absent := [name for name in names if name not in of]:

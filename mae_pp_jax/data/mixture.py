@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import fields, orders, text
+from mae_pp_jax.data import fields, orders
 
 _NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
 
@@ -29,11 +29,11 @@ def parse(name: str) -> dict[str, float] | None:
     if "=" not in name:
         return None
     parts = {}
-    for pair in name.split(","):
-        part, _, weight = pair.strip().rpartition("=")
+    for text in name.split(","):
+        part, _, weight = text.strip().rpartition("=")
         number = float(weight) if re.fullmatch(_NUMBER, weight) else 0.0
         if not part or not 0 < number < math.inf:
-            raise UserError(f"data.name: '{pair}' in a mixture must be NAME=WEIGHT with a weight above 0, such as 0.3")
+            raise UserError(f"data.name: '{text}' in a mixture must be NAME=WEIGHT with a weight above 0, such as 0.3")
         if part in parts:
             raise UserError(f"data.name: {part} is named twice in the mixture; give it one weight")
         parts[part] = number
@@ -133,17 +133,10 @@ class Mixture:
 def _union(lists: list[tuple[str, ...]]) -> tuple[str, ...]:
     if not all(lists):
         return ()
-    found: dict[str, str] = {}  # cleaned name → as it was first written
-    for names in lists:
-        for name in names:
-            found.setdefault(text.name(name), name)
-    return tuple(found.values())
+    return tuple(dict.fromkeys(name for names in lists for name in names))
 
 
 def _numbers(names: Sequence[str], target: Sequence[str]) -> np.ndarray:
-    """The place of each name in `target`, -1 for those not there and, as the last entry, for none: int32.
-
-    Names are compared as `text.name` writes them, so that two Unicode forms of one are one.
-    """
-    places = {text.name(name): place for place, name in reversed(list(enumerate(target)))}
-    return np.array([*(places.get(text.name(name), -1) for name in names), -1], np.int32)
+    """The place of each name in `target`, -1 for those not there and, as the last entry, for none: int32."""
+    places = {name: place for place, name in enumerate(target)}
+    return np.array([*(places.get(name, -1) for name in names), -1], np.int32)

@@ -141,11 +141,13 @@ class Counts:
       images: number of images.
       sets: each distinct set of glued tags (sorted) → images that carry exactly it.
       raw: number of different raw tags.
+      empty: raw tags without a letter, digit or emoji, as `ascii` shows them → images that carry them.
     """
 
     images: int
     sets: collections.Counter
     raw: int
+    empty: collections.Counter
 
     def tags(self) -> collections.Counter:
         """Glued tag → images that carry it."""
@@ -160,14 +162,16 @@ def count(images: Iterable[Iterable[str]]) -> Counts:
     """Counts the raw tags of images, cleaned (`text.tags`); spellings of one tag on one image count once."""
     sets: collections.Counter = collections.Counter()
     glued: dict[str, set[str]] = {}
+    empty: collections.Counter = collections.Counter()
     total = 0
     for tags in images:
         total += 1
         for raw in tags:
             if raw not in glued:
-                glued[raw] = {text.glue(tag) for tag in text.tags([raw])} - {""}
+                glued[raw] = {text.glue(tag) for tag in text.tags([raw])}
+        empty.update({ascii(raw) for raw in tags if not glued[raw]})
         sets[tuple(sorted(set().union(*(glued[raw] for raw in tags))))] += 1
-    return Counts(total, sets, len(glued))
+    return Counts(total, sets, len(glued), empty)
 
 
 def build(counts: Counts, rules: Rules, nouns: wordnet.Nouns | None, dataset: dict) -> tuple[Vocabulary, dict]:
@@ -188,6 +192,7 @@ def build(counts: Counts, rules: Rules, nouns: wordnet.Nouns | None, dataset: di
     tags = counts.tags()
     stop = {text.glue(tag) for tag in rules.stop}
     dropped: dict = {reason: collections.Counter() for reason in ("stop", "not a noun", "rare", "beyond the size")}
+    dropped |= {"no letter, digit or emoji": counts.empty} if counts.empty else {}
     class_of: dict[str, str] = {}  # glued tag → key of its class: offset of a synset, or "#" and the tag
     for tag, images in tags.items():
         base, key = _class_key(tag, tags, nouns, rules)
