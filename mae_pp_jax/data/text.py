@@ -28,7 +28,7 @@ _EMOJI_OR_INVISIBLE = regex.compile(rf"({_EMOJI})|\p{{DI}}|\u2800")
 _SELECTORS = re.compile("[\ufe0e\ufe0f]")
 
 # An entity ends in a semicolon, or is the number of a character, for which HTML does without.
-_ENTITY = re.compile(r"&(?:\w+;|#[0-9]+;?|#[xX][0-9a-fA-F]+;?)")
+_ENTITY = re.compile(r"&(?:(amp;)+|\w+;|#[0-9]+;?|#[xX][0-9a-fA-F]+;?)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDECODED = range(0xDC80, 0xDD00)  # the surrogates by which Python writes the bytes of a file name that is no UTF-8
 
@@ -46,13 +46,13 @@ _BEGINS_QUOTED = re.compile(r"""(?:^|[\s,;])[ubr]?["']""")
 
 # UAX #31, UAX31-R8: hashtag identifiers, of which emoji are a part; those of digits alone are numbers.
 _CONTINUE = rf"(?:{_EMOJI}|[\p{{XID_Continue}}\p{{N}}+-])"
-_HASHTAGS = regex.compile(rf"(?<![\p{{XID_Continue}}\p{{N}}+&/-])(?:[{_HASH}]({_CONTINUE}+)/?)+")
+_HASHTAGS = regex.compile(rf"(?<![\p{{XID_Continue}}\p{{N}}/])(?:[{_HASH}]({_CONTINUE}+)/?)+")
 _NO_NUMBER = regex.compile(r"[\p{L}\p{ExtPict}\p{RI}\u20E3]")
-_ADDRESS = regex.compile(r"(?<![\w+.-])(?:\p{L}[\w+.-]*://|www\.|[\w-]+(?:\.[\w-]+)*\.\p{L}{2,}/)\S*")
-_COLOUR = re.compile(r"(?=[a-f]*[0-9])(?:[0-9a-f]{6}|[0-9a-f]{8})|f{6}|[0f]{3}", re.I)
+_ADDRESS = regex.compile(r"(?<![\w+.-])(?:\p{L}[\w+.-]*://|(?i:www)\.|[\w-]+(?:\.[\w-]+)*\.\p{L}{2,}/)\S*")
+_COLOUR = re.compile(r"(?=[a-f]*[0-9])(?:[0-9a-f]{6}|[0-9a-f]{8})|(?:([0-9a-f])\1){3}|[0f]{3}", re.I)
 
-# Cells of a table of texts in which programs write that there is no value: pandas and numpy, databases, MySQL.
-_EMPTY_CELLS = frozenset(("nan", "NaN", "null", "NULL", "\\N"))
+# Cells of a table of texts in which programs write that there is no value: numpy, pandas, databases, MySQL, Excel.
+_EMPTY_CELLS = frozenset(("nan", "NaN", "<NA>", "null", "NULL", "\\N", "#N/A"))
 
 
 def missing(value: Any) -> bool:
@@ -63,7 +63,7 @@ def missing(value: Any) -> bool:
 
 
 def cell(content: str) -> str | None:
-    """A cell of a CSV file, in which a missing value can only be written as text: `nan`, `null` or `\\N` is None.
+    """A cell of a CSV file, in which a missing value can only be written as text; None for one of `_EMPTY_CELLS`.
 
     Other words for nothing, such as `none` or `NA`, are names that classes have. A JSON text "nan" stays text.
     """
@@ -87,7 +87,7 @@ def plain(value: Any) -> str:
     elif isinstance(value, Mapping):
         value = json.dumps(value, ensure_ascii=False, default=str)
     text = _SURROGATE.sub(_readable, str(value))
-    while (resolved := _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)) != text:
+    while (resolved := _ENTITY.sub(lambda e: "&" if e[1] else html.unescape(e[0]), text)) != text:
         text = resolved  # again, since much text of the web is written as HTML twice: &amp;#39;
     return text.strip()
 
@@ -122,9 +122,9 @@ def tags(value: Any) -> tuple[str, ...]:
 def hashtags(caption: Any) -> tuple[str, ...]:
     """The hashtags in running text, by Unicode's definition (UAX #31, requirement R8), cut as `tags` cuts them.
 
-    # begins one where no letter, digit or & stands before it, and outside addresses. A number (#1) and a colour are
-    none: six or eight hexadecimal digits with a decimal one (#1e90ff), #ffffff, and three of 0 and f (#fff, #f00);
-    others of three, such as #b2b, are words that people use.
+    # begins one where no letter, digit or / stands before it, and outside addresses. A number (#1) and a colour are
+    none: six or eight hexadecimal digits with a decimal one (#1e90ff) or in pairs (#ffccee), and three of 0 and f
+    (#fff, #f00); others, such as #b2b and #decade, are words that people use.
     """
     text = _ADDRESS.sub(" ", _visible(plain(caption)))
     found = (tag.strip("-") for match in _HASHTAGS.finditer(text) for tag in match.captures(1))
@@ -171,8 +171,8 @@ def _inside_brackets(text: str) -> list | str:
     if len(text) < 2 or _BRACKETS.get(text[0]) != text[-1]:
         return text
     with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(found := json.loads(text), list):
-            return found
+        if isinstance(found := json.loads(text), (list, dict)):
+            return found if isinstance(found, list) else [found]
     inside = text[1:-1].strip()
     if not _BEGINS_QUOTED.search(inside):
         return inside if text[0] not in inside else text

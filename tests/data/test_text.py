@@ -135,7 +135,8 @@ def test_hashtags_of_all_scripts_are_whole(tag):
         ("example.org/a/#b docs/#intro p#section-2 a.html#x #tree", ("tree",)),
         ("mail me@example.org#x", ()),
         ("C#1 issue#5 F# minor, #1 fan, # 3, #2023", ()),
-        ("#fff #ffffff #1e90ff #f00 #1E90FF80 #sky", ("sky",)),
+        ("#fff #ffffff #1e90ff #f00 #1E90FF80 #ffccee #sky", ("sky",)),
+        ("#salt&#pepper -#bay, &#xyz", ("salt", "pepper", "bay", "xyz")),
         ("##big ###title", ("big", "title")),
         ("#dog#cat #a/#b,#c", ("dog", "cat", "a", "b", "c")),
         ("#dog❤️ #❤️ #👨‍👩‍👧", ("dog", "❤", "👨‍👩‍👧")),
@@ -184,13 +185,13 @@ def test_captions_stay_as_they_were_written_but_for_entities():
 
 
 def test_cells_of_tables_that_say_nothing():
-    assert [text.cell(c) for c in ("nan", "NaN", " null ", "NULL", "\\N")] == [None] * 5
+    assert [text.cell(c) for c in ("nan", "NaN", "<NA>", " null ", "NULL", "\\N", "#N/A")] == [None] * 7
     kept = ("", "none", "None", "NA", "Nan", "nan, naan", "0")
     assert tuple(map(text.cell, kept)) == kept
 
 
 def test_an_object_is_no_list_of_hashtags():
-    for value in ({"dog": 0.9}, [{"name": "dog"}]):
+    for value in ({"dog": 0.9}, [{"name": "dog"}], '{"dog": 0.9}', '[{"name": "dog"}]'):
         with pytest.raises(ValueError, match="not an object"):
             text.tags(value)
 
