@@ -111,7 +111,7 @@ def _index_attributes(classes: int) -> dict[str, list[int]]:
 
 
 def _tags(class_names: Sequence[str]) -> list[str]:
-    """Class names as people would write them after a #; the class's number too where two would be the same, or empty."""
+    """Class names as people would write them after a #; and the class's number where two are the same, or empty."""
     tags = [text.glue(name) for name in class_names]
     often = collections.Counter(tags)
     return [tag if tag and often[tag] == 1 else f"{tag}class{i}" for i, tag in enumerate(tags)]

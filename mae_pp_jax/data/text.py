@@ -101,8 +101,8 @@ def tags(value: Any) -> tuple[str, ...]:
     """The hashtags of a value: a list, a list that was written as text, or text with separators; without repeats.
 
     Separators are # and those of `_SEPARATORS`, and spaces in text that has none of the latter at all ("#dog #cat", but
-    "ice cream, dog"). An entry of a list may hold several tags, but a space does not separate them. An emoji is a tag of
-    its own. What has no letter, digit or emoji is no tag.
+    "ice cream, dog"). An entry of a list may hold several tags, but spaces do not separate them. An emoji is a tag
+    by itself. What has no letter, digit or emoji is no tag.
 
     Raises:
       ValueError: there is an object in place of text or a list.

@@ -253,7 +253,7 @@ def _description(request: Request, report: dict) -> str:
     side = f", no side above {encoding.max_side} pixels" if encoding.max_side else ""
     return (
         f"{sum(report['written'].values()):,} images of {report['found']:,} found; left out: {reasons or 'none'} (see "
-        f"{LEFT_OUT}). {report['splits']} Images {kept}{side}. Hashtags as they were spelled. Written by mae_pp_jax's data build."
+        f"{LEFT_OUT}). {report['splits']} Images {kept}{side}. Hashtags as spelled. Written by mae_pp_jax's data build."
     )
 
 
