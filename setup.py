@@ -33,6 +33,7 @@ setup(
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
+        "regex>=2024.4.16",  # Unicode's properties of characters, for hashtags
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "grain>=0.2.12",

@@ -17,7 +17,8 @@ Builds a TFDS dataset (array_record shards) from
   WebDataset tars                                       --from='/data/*.tar'                   (.tar, .tar.gz …)
   a dataset of TFDS, or files of tf.train.Example       --from=NAME, --from='/data/*.tfrecord*'
   folders of classes                                    --from=ROOT with ROOT/CLASS/*.jpg
-and keeps hashtags as people wrote them; `data hashtags` makes classes of them. Hashtags in captions (#dog) count too.
+and keeps hashtags as people spelled them; `data hashtags` makes classes of them. Hashtags may be lists or text with any
+separators; those in captions (#dog) count too. NaN, null, and in CSV the cells nan, null and \\N are nothing.
 
 Every file, row and tar member is written, or left out and listed with its reason in left_out.jsonl beside the dataset.
 The same input gives the same bytes. A killed build goes on where it was, unless the content of the input has changed.

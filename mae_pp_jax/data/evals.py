@@ -13,7 +13,7 @@ import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import fields, images, mixture
+from mae_pp_jax.data import fields, images, mixture, text
 from mae_pp_jax.data.source import DataConfig, Subset, digest, open_source
 
 log = logging.getLogger(__name__)
@@ -181,4 +181,4 @@ def _read_classes(path: str, key: str) -> dict[str, str]:
         raise UserError(
             f"{key}: {path} must hold a list of names, or an object, name in this set → name in the training data"
         )
-    return dict(zip(content, names))
+    return dict(zip(map(text.name, content), map(text.name, names)))

@@ -5,11 +5,14 @@ something else and are often absent. `simulate` reproduces these properties with
 that learning from hashtags can be shown on a public labelled dataset. It is no model of any real platform's tags.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from mae_pp_jax.data import text
 
 # Forms in which a class is tagged; the first is the canonical one.
 _FORMS = ("{}", "{}s", "my{}", "{}oftheday")
@@ -62,7 +65,7 @@ def simulate(
     classes, records = len(class_names), len(labels)
     attributes = _index_attributes(classes) if attributes is None else attributes
     vocabulary = (
-        *(form.format(_tag(name)) for form in _FORMS for name in class_names),
+        *(form.format(tag) for form in _FORMS for tag in _tags(class_names)),
         *attributes,
         *(f"junk{i}" for i in range(rates.junk_tags)),
     )
@@ -107,6 +110,8 @@ def _index_attributes(classes: int) -> dict[str, list[int]]:
     return neighbours | {f"kind{g}": list(range(g, classes, groups)) for g in range(groups)}
 
 
-def _tag(name: str) -> str:
-    """A class name as people would write it after a #: lower case, letters and digits alone."""
-    return "".join(c for c in name.lower() if c.isalnum())
+def _tags(class_names: Sequence[str]) -> list[str]:
+    """Class names as people would write them after a #; and the class's number where two are the same, or empty."""
+    tags = [text.glue(name) for name in class_names]
+    often = collections.Counter(tags)
+    return [tag if tag and often[tag] == 1 else f"{tag}class{i}" for i, tag in enumerate(tags)]

@@ -21,7 +21,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, fields
+from mae_pp_jax.data import caching, fields, text
 from mae_pp_jax.data.builders import BUILDERS
 
 _FORMAT = file_adapters.FileFormat.ARRAY_RECORD
@@ -280,11 +280,11 @@ def _readable(feature) -> tuple[fields.Field | None, Callable | None]:
     if isinstance(feature, tfds.features.Image):
         return fields.Image(), lambda f: f.bytes_list.value[0]
     if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
-        return fields.Label(tuple(feature.names)), lambda f: f.int64_list.value[0]
+        return fields.Label(tuple(map(text.name, feature.names))), lambda f: f.int64_list.value[0]
     if isinstance(feature, tfds.features.Text):
         return fields.Text(), lambda f: _text(f.bytes_list.value[0])
     if isinstance(inner, tfds.features.ClassLabel) and inner.num_classes:
-        return fields.Ids(tuple(inner.names)), lambda f: np.array(f.int64_list.value, np.int32)
+        return fields.Ids(tuple(map(text.name, inner.names))), lambda f: np.array(f.int64_list.value, np.int32)
     if isinstance(inner, tfds.features.Text):
         return fields.Texts(), lambda f: tuple(map(_text, f.bytes_list.value))
     return None, None

@@ -6,10 +6,10 @@ Links are followed. Every file is found once by its name: as a picture, or as so
 import errno
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import text
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".gif", ".bmp", ".dib"),
@@ -89,15 +89,15 @@ def classes(root: str, split: str = "") -> tuple[dict[str, list[str]], list[tupl
 
 def class_name(folder: str) -> str:
     """The name of the class whose pictures a folder holds."""
-    return " ".join(legible(unicodedata.normalize("NFC", folder)).splitlines()).strip() or "_"
+    return text.name(legible(folder)) or "_"
 
 
-def legible(text: str) -> str:
+def legible(name: str) -> str:
     r"""A file name that can be printed and written: bytes that are no UTF-8 become `\xe9`."""
     try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a pair of UTF-16, from JSON
-        return text.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
+        return name.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
 def split_folders(root: str) -> tuple[str, ...]:

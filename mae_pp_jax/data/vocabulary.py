@@ -16,7 +16,7 @@ import numpy as np
 
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import wordnet
+from mae_pp_jax.data import text, wordnet
 
 FORMAT = 1
 _REMEMBERED = 2**18  # tags
@@ -72,22 +72,28 @@ class Vocabulary:
       classes: in the order of their ids: by falling count, then by name.
       rules: how they were made, as in the file.
       dataset: what the tags were counted on.
-      id: raw tag → its class, or None outside the vocabulary.
       fingerprint: a short hash of the map from tags to ids.
     """
 
     def __init__(self, classes: Iterable[TagClass], rules: dict, dataset: dict):
         self.classes, self.rules, self.dataset = tuple(classes), rules, dataset
         self.names = tuple(c.name for c in self.classes)
-        self._ids = {member: i for i, c in enumerate(self.classes) for member in c.members}
-        identity = json.dumps([self.names, sorted(self._ids.items())], ensure_ascii=False)
+        written = {member: i for i, c in enumerate(self.classes) for member in c.members}
+        identity = json.dumps([self.names, sorted(written.items())], ensure_ascii=False)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        # Tags repeat: finding the class of one takes 5 µs, looking it up again less than one.
-        self.id = functools.lru_cache(_REMEMBERED)(self._find)
+        # Older vocabularies may have members with invisible characters; of two that become one, the one without counts.
+        glued = [(text.glue(member), member) for member in written]
+        self._ids: dict[str, int] = {}
+        for tag, member in sorted(glued, key=lambda pair: pair[0] != pair[1]):
+            if tag:
+                self._ids.setdefault(tag, written[member])
+        # Tags repeat: finding the classes of one takes 10 µs, looking them up again less than one.
+        self._ids_of = functools.lru_cache(_REMEMBERED)(self._find_all)
         self._irregular, self._separate = rules["irregular_plurals"], frozenset(rules["no_plurals"])
 
-    def _find(self, tag: str) -> int | None:
-        glued = wordnet.glue(tag)
+    def id(self, tag: str) -> int | None:
+        """The class of one tag, or None outside the vocabulary."""
+        glued = text.glue(tag)
         if glued in self._ids or glued in self._separate:
             return self._ids.get(glued)
         noun = wordnet.singular(glued, self._ids.__contains__, self._irregular)
@@ -95,8 +101,11 @@ class Vocabulary:
 
     def ids(self, tags: Iterable[str]) -> np.ndarray:
         """The classes of an image's raw tags: int32, rising, without repeats; tags outside the vocabulary are dropped."""
-        found = {i for tag in tags if (i := self.id(tag)) is not None}
-        return np.array(sorted(found), np.int32)
+        return np.array(sorted({i for tag in tags for i in self._ids_of(tag)}), np.int32)
+
+    def _find_all(self, raw: str) -> tuple[int, ...]:
+        """The classes of a raw tag, which may be several tags in one text (`text.tags`)."""
+        return tuple(i for tag in text.tags([raw]) if (i := self.id(tag)) is not None)
 
     def save(self, path: storage.Path) -> None:
         """Writes the vocabulary as JSON, whole or not at all; the same vocabulary gives the same bytes."""
@@ -132,11 +141,13 @@ class Counts:
       images: number of images.
       sets: each distinct set of glued tags (sorted) → images that carry exactly it.
       raw: number of different raw tags.
+      empty: raw tags without a letter, digit or emoji, as `ascii` shows them → images that carry them.
     """
 
     images: int
     sets: collections.Counter
     raw: int
+    empty: collections.Counter
 
     def tags(self) -> collections.Counter:
         """Glued tag → images that carry it."""
@@ -148,17 +159,19 @@ class Counts:
 
 
 def count(images: Iterable[Iterable[str]]) -> Counts:
-    """Counts the raw tags of images; spellings of one tag on one image count once."""
+    """Counts the raw tags of images, cleaned (`text.tags`); spellings of one tag on one image count once."""
     sets: collections.Counter = collections.Counter()
-    glued: dict[str, str] = {}
+    glued: dict[str, set[str]] = {}
+    empty: collections.Counter = collections.Counter()
     total = 0
     for tags in images:
         total += 1
-        for tag in tags:
-            if tag not in glued:
-                glued[tag] = wordnet.glue(tag)
-        sets[tuple(sorted({glued[tag] for tag in tags} - {""}))] += 1
-    return Counts(total, sets, len(glued))
+        for raw in tags:
+            if raw not in glued:
+                glued[raw] = {text.glue(tag) for tag in text.tags([raw])}
+        empty.update({ascii(raw) for raw in tags if not glued[raw]})
+        sets[tuple(sorted(set().union(*(glued[raw] for raw in tags))))] += 1
+    return Counts(total, sets, len(glued), empty)
 
 
 def build(counts: Counts, rules: Rules, nouns: wordnet.Nouns | None, dataset: dict) -> tuple[Vocabulary, dict]:
@@ -177,8 +190,9 @@ def build(counts: Counts, rules: Rules, nouns: wordnet.Nouns | None, dataset: di
       UserError: no class is left.
     """
     tags = counts.tags()
-    stop = {wordnet.glue(tag) for tag in rules.stop}
+    stop = {text.glue(tag) for tag in rules.stop}
     dropped: dict = {reason: collections.Counter() for reason in ("stop", "not a noun", "rare", "beyond the size")}
+    dropped |= {"no letter, digit or emoji": counts.empty} if counts.empty else {}
     class_of: dict[str, str] = {}  # glued tag → key of its class: offset of a synset, or "#" and the tag
     for tag, images in tags.items():
         base, key = _class_key(tag, tags, nouns, rules)
@@ -208,7 +222,7 @@ def build(counts: Counts, rules: Rules, nouns: wordnet.Nouns | None, dataset: di
         raise UserError(f"--min_count: no hashtag is on {rules.min_count} images; lower it or look at the tags")
     irregular = _irregular(kept, nouns)
     written = dataclasses.asdict(rules) | {
-        "spelling": "Unicode NFKC, case folded, letters, marks and digits alone",
+        "spelling": "Unicode NFKC, case folded, letters, marks and digits alone, or an emoji",
         "plurals": "WordNet's exceptions and endings, of words that are known",
         "wordnet": nouns.digest if nouns else None,
         "irregular_plurals": irregular,
@@ -232,9 +246,7 @@ def _tag_class(key: str, images: int, used: dict[str, int], nouns: wordnet.Nouns
     if key.startswith("#"):
         return TagClass(name=key[1:], synset=None, count=images, members=used)
     words = nouns.words[key]
-    unused = {
-        glued: 0 for word in words if nouns.synset_of.get(glued := wordnet.glue(word)) == key and glued not in stop
-    }
+    unused = {glued: 0 for word in words if nouns.synset_of.get(glued := text.glue(word)) == key and glued not in stop}
     name = words[0].replace("_", " ")
     return TagClass(name=name, synset=f"n{key}", count=images, members=dict(sorted((unused | used).items())))
 

@@ -8,10 +8,10 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import unicodedata
 from collections.abc import Callable
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data.text import glue
 
 # WordNet's rules of detachment for nouns, in its order (morphy(7WN)).
 ENDINGS = (
@@ -53,12 +53,6 @@ def singular(tag: str, known: Callable[[str], bool], irregular: dict[str, str]) 
             if tag.endswith(ending) and known(word := tag[: -len(ending)] + replacement):
                 return word
     return None
-
-
-def glue(word: str) -> str:
-    """Letters (with their marks) and digits of a word in Unicode's form NFKC, without case: how it looks as a hashtag."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", word).casefold())
-    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
 
 
 def find(path: str = "") -> pathlib.Path | None:

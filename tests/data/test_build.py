@@ -122,7 +122,7 @@ def test_folder_with_sidecar_and_all_that_can_be_wrong(photos, tmp_path, capsys)
     assert sorted(records) == sorted(f"sub/{i:02}.{'jpg' if i % 2 else 'png'}" for i in range(40))
     for name, (record, _) in records.items():
         i = int(name[4:6])
-        assert [t.decode() for t in record["hashtags"]] == ["#Dog", f"tag{i % 4}", "Big_One"]
+        assert [t.decode() for t in record["hashtags"]] == ["Dog", f"tag{i % 4}", "Big_One"]
         assert record["caption"].decode() == f"a dog #Big_One {i}" and record["label"] == i % 3
         stored = decode.decode((photos / name).read_bytes())
         if name.endswith("png"):

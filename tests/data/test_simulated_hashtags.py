@@ -87,3 +87,10 @@ def test_images_of_an_unknown_class_get_no_tag():
     tags, _ = simulated_hashtags.simulate(labels, ["a", "b", "c"], seed=0)
     assert all(len(ids) == 0 for ids, label in zip(tags, labels, strict=True) if label < 0)
     assert all(np.all(ids >= 0) for ids in tags) and any(len(ids) for ids in tags)
+
+
+def test_every_class_has_tags_of_its_own_in_any_script():
+    names = ("हिन्दी", "Ice Cream", "C", "C++", "❤️", "+", "-", "①")
+    _, vocabulary = simulated_hashtags.simulate(np.arange(8), names, seed=0)
+    assert vocabulary[:8] == ("हिन्दी", "icecream", "cclass2", "cclass3", "❤", "class5", "class6", "1")
+    assert len(set(vocabulary)) == len(vocabulary)

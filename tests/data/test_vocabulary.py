@@ -79,7 +79,39 @@ def test_spellings_are_one_tag():
     composed, decomposed = "café", unicodedata.normalize("NFD", "café")
     assert composed != decomposed and wordnet.glue(composed) == wordnet.glue(decomposed) == "café"
     assert wordnet.glue("Straße") == wordnet.glue("STRASSE") and wordnet.glue("#東京") == "東京"
-    assert wordnet.glue("❤️❤️") == "" or not vocab.ids(["❤️❤️"]).size
+
+
+def test_emoji_are_classes_and_invisible_characters_none():
+    vocab, dropped = _build([["❤️", "dog"], ["❤︎❤️"], ["☀️", "#dog"], ["dog❤️"], ["🐶"], ["\ufe0f", "-"], ["\ufe0f"]])
+    assert {c.name: c.count for c in vocab.classes} == {"dog": 3, "❤": 3, "☀": 1, "🐶": 1}
+    assert dropped["no letter, digit or emoji"] == {"'\\ufe0f'": 2, "'-'": 1}
+    names = [vocab.names[i] for i in vocab.ids(["🐶❤️", "\ufe0f"])]
+    assert sorted(names) == sorted(["🐶", "❤"])
+
+
+def test_a_raw_tag_that_holds_several_counts_for_each():
+    images = [["#dog #cat"], ["dog, cat"], ["Tom &amp; dog"], ["cat"]]
+    vocab, _ = _build(images)
+    assert {c.name: c.count for c in vocab.classes} == {"cat": 3, "dog": 2, "tomdog": 1}
+    assert [len(vocab.ids(tags)) for tags in images] == [2, 2, 1, 1]
+
+
+def test_a_vocabulary_with_invisible_characters_still_maps(tmp_path):
+    """As vocabularies were written when variation selectors were taken for marks."""
+    members = [
+        ("dog\ufe0f", {"dog\ufe0f": 9}),
+        ("\ufe0f", {"\ufe0f": 8}),
+        ("dog", {"dog": 5}),
+        ("cat\ufe0f", {"cat\ufe0f": 2}),
+    ]
+    classes = [vocabulary.TagClass(name, None, sum(own.values()), own) for name, own in members]
+    rules = dict(irregular_plurals={}, no_plurals=[])
+    vocabulary.Vocabulary(classes, rules, {}).save(tmp_path / "v.json")
+    vocab = vocabulary.Vocabulary.load(str(tmp_path / "v.json"))
+    assert vocab.names == tuple(name for name, _ in members)
+    assert vocab.ids(["dog"]).tolist() == vocab.ids(["DOG\ufe0f"]).tolist() == [2]
+    assert vocab.ids(["cat", "\ufe0f", "❤️"]).tolist() == [3]
+    assert vocab.fingerprint == "b7bacb25c57b9382"  # as it was then
 
 
 def test_synonyms_and_plurals_share_a_class(nouns):

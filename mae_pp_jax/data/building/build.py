@@ -214,9 +214,9 @@ def _decide(request: Request, scan: parts_lib.Scan, count: int) -> tuple[parts_l
     for index, piece in enumerate(np.split(assigned, ends[:-1])):
         with (scan.done(index).parent / f"assign-{index:05}.npy").open("wb") as file:
             np.save(file, piece)
-    labels = {label for f in found for label in f["labels"]}
+    labels = {label for f in found for label in f["labels"]}.difference(request.reader.class_names)
     contents = parts_lib.Contents(
-        classes=request.reader.class_names or tuple(sorted(labels, key=_natural)),
+        classes=(*request.reader.class_names, *sorted(labels, key=_natural)),
         hashtags=any(f["hashtags"] for f in found),
         captions=any(f["captions"] for f in found),
         splits=tuple(names),
@@ -325,7 +325,7 @@ def _description(request: Request, report: dict) -> str:
     side = f", no side above {encoding.max_side} pixels" if encoding.max_side else ""
     return (
         f"{sum(report['written'].values()):,} images of {report['found']:,} found; left out: {reasons or 'none'} (see "
-        f"{LEFT_OUT}). {report['splits']} Images {kept}{side}. Hashtags are raw. Written by mae_pp_jax's data build."
+        f"{LEFT_OUT}). {report['splits']} Images {kept}{side}. Hashtags as spelled. Written by mae_pp_jax's data build."
     )
 
 
@@ -351,8 +351,13 @@ def _others(request: Request, keys: np.ndarray) -> list[dict]:
 
 
 def _natural(label: str) -> tuple:
-    """Sorts 2 before 10."""
-    return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", label)]
+    """Sorts 2 before 10, in the digits of any script; names of equal numbers (1, 01, １) by their characters."""
+
+    def part(piece: str) -> tuple:
+        digits = "".join(str(int(digit)) for digit in piece).lstrip("0") if piece.isdecimal() else ""
+        return (0, len(digits), digits) if piece.isdecimal() else (1, 0, piece)
+
+    return [part(piece) for piece in re.split(r"(\d+)", label)], label
 
 
 @contextlib.contextmanager

@@ -3,12 +3,11 @@
 import dataclasses
 import difflib
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import decode
+from mae_pp_jax.data import decode, text
 
 # The meanings that a column may have → the column names that have it by themselves.
 COLUMNS = {
@@ -18,7 +17,6 @@ COLUMNS = {
     "label": ("label", "class", "cls"),
     "split": ("split",),
 }
-_CAPTION_TAG = re.compile(r"[#＃](\w[\w-]*)")
 
 # Why an image is left out.
 MISSING, OUTSIDE, DAMAGED = "missing", "outside the folder", "damaged entry"
@@ -70,10 +68,10 @@ class Item:
     Attributes:
       key: its name, unique in the input.
       read: gives the bytes of the file, or raises `LeftOut`.
-      hashtags: raw, without repeats; None where the input has no such column.
+      hashtags: as `text.tags` gives them; None where the input has no such column.
       caption: None where there is none.
-      label: name of the class; None where there is none.
-      split: the input's own split; None where it has none.
+      label: name of the class, as `text.name` gives it; None where there is none.
+      split: the input's own split, likewise; None where it has none.
       columns: the other texts, which `--split_by` may name.
     """
 
@@ -136,14 +134,14 @@ class Columns:
     names: dict[str, tuple[str, ...]]
 
     @classmethod
-    def parse(cls, text: str) -> "Columns":
+    def parse(cls, pairs: str) -> "Columns":
         """`caption:title,label:category` over the defaults; a meaning with no column (`label:`) is not read.
 
         Raises:
           UserError: another form, or an unknown meaning.
         """
         names = dict(COLUMNS)
-        for pair in filter(None, text.split(",")):
+        for pair in filter(None, pairs.split(",")):
             meaning, colon, column = pair.partition(":")
             if not colon or meaning not in COLUMNS:
                 near = difflib.get_close_matches(meaning, COLUMNS, n=1)
@@ -153,47 +151,28 @@ class Columns:
         return cls(names)
 
     def value(self, meaning: str, row: Mapping[str, Any]) -> Any:
-        """The value of the column with this meaning; None where there is none or it is empty."""
-        return next((row[c] for c in self.names[meaning] if row.get(c) not in (None, "")), None)
+        """The value of the column with this meaning; None where there is none or it is `text.missing`."""
+        return next((row[c] for c in self.names[meaning] if not text.missing(row.get(c))), None)
 
     def item(self, key: str, read: Callable[[], bytes], row: Mapping[str, Any], split: str | None = None) -> Item:
-        """An item from a row of columns; hashtags written in the caption count as hashtags too."""
-        tags, caption = self.value("hashtags", row), self.value("caption", row)
-        label, own_split = self.value("label", row), self.value("split", row)
-        caption = None if caption is None else as_text(caption)
-        named = None if tags is None else split_tags(tags)
-        written = None if caption is None else tuple(_CAPTION_TAG.findall(caption))
-        both = (named or ()) + (written or ())
+        """An item from a row of columns, its texts cleaned; hashtags written in the caption count as hashtags too."""
+        named, caption = self.value("hashtags", row), text.plain(self.value("caption", row)) or None
+        try:
+            tags = () if named is None else text.tags(named)
+        except ValueError as error:
+            return Item(key, Broken(DAMAGED, str(error)))
+        both = dict.fromkeys((*tags, *text.hashtags(caption)))
         return Item(
             key=key,
             read=read,
-            hashtags=None if named is None and written is None else tuple(dict.fromkeys(both)),
+            hashtags=None if named is None and caption is None else tuple(both),
             caption=caption,
-            label=None if label is None else as_text(label),
-            split=as_text(own_split) if own_split is not None else split,
+            label=text.name(self.value("label", row)) or None,
+            split=text.name(self.value("split", row)) or split,
             columns=row,
         )
 
 
-def split_tags(value: Any) -> tuple[str, ...]:
-    """Hashtags from a list, or from text that separates them by commas, semicolons, # or (without these) spaces."""
-    if isinstance(value, (list, tuple)):
-        found = [as_text(tag) for tag in value if tag is not None]
-    else:
-        text = as_text(value)
-        found = re.split(r"[,;]" if re.search(r"[,;]", text) else r"[#＃\s]+", text)
-    return tuple(tag for tag in (tag.strip() for tag in found) if tag)
-
-
-def as_text(value: Any) -> str:
-    """A value of a column as text; several texts become one, bytes are UTF-8."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, (list, tuple)):
-        return " ".join(as_text(v) for v in value)
-    return str(value)
-
-
-def stable_hash(text: str) -> int:
+def stable_hash(name: str) -> int:
     """64 bits of a text's hash, the same everywhere; 0 is kept for "nothing"."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1

@@ -9,7 +9,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mae_pp_jax.data import tfds_store
+from mae_pp_jax.data import text, tfds_store
 from mae_pp_jax.data.building.items import DAMAGED, NO_IMAGE, UNREADABLE, Broken, Columns, Content, Item, Part
 
 _READ_AT_ONCE = 64  # records
@@ -89,7 +89,8 @@ def prepared_dataset(name: str, data_dir: str, columns: Columns) -> RecordReader
             names[feature_name] = tuple(feature.names)
     files = [(str(path), split.name) for split in builder.info.splits.values() for path in split.filepaths]
     label = next((names[column] for column in columns.names["label"] if column in names), ())
-    return RecordReader(tuple(files), columns, names, tuple(lists), label)
+    classes = dict.fromkeys(filter(None, map(text.name, label)))
+    return RecordReader(tuple(files), columns, names, tuple(lists), tuple(classes))
 
 
 def _records(path: str) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import tree
 from mae_pp_jax.data.building.folders import Inside, resolve
 from mae_pp_jax.data.building.items import DAMAGED, Broken, Columns, Item, Part
+from mae_pp_jax.data.text import cell
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def _rows(file, start: int, header: list[str], dialect: dict) -> Iterator[tuple[
     if header:
         for end, row in _csv_rows(file, start, len(header), dialect):
             if not row.fault:
-                row.values = dict(zip(header, row.values))
+                row.values = dict(zip(header, map(cell, row.values)))
             yield end, row
         return
     for line in io.TextIOWrapper(file, newline="", **_UTF8):

@@ -9,7 +9,8 @@ import re
 import numpy as np
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data.building.items import as_text, stable_hash
+from mae_pp_jax.data import text
+from mae_pp_jax.data.building.items import stable_hash
 
 LOOKS = "looks"  # in --split_by: what `encoding.looks` says of the pixels, instead of a column
 TWICE = 255  # in place of a split: the image was listed before
@@ -72,8 +73,8 @@ class Splitting:
 
 def base_text(value) -> str:
     """What a text has in common with its siblings: "Chevrons 2 (Mon 13:05)" and "chevrons_10" are both "chevrons"."""
-    text = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}", " ", as_text(value).casefold())
-    return " ".join(re.findall(r"[^\W\d_]+", text))
+    bare = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}", " ", text.plain(value).casefold())
+    return " ".join(re.findall(r"[^\W\d_]+", bare))
 
 
 def family_hashes(splitting: Splitting, columns, looks: tuple[int, ...]) -> list[int]:
@@ -83,8 +84,8 @@ def family_hashes(splitting: Splitting, columns, looks: tuple[int, ...]) -> list
         if name == LOOKS:
             out += looks
         else:
-            text = base_text(columns[name]) if columns.get(name) is not None else ""
-            out.append(stable_hash(f"{name}:{text}") if text else 0)
+            base = base_text(columns.get(name))
+            out.append(stable_hash(f"{name}:{base}") if base else 0)
     return out
 
 
