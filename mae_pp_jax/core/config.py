@@ -147,16 +147,12 @@ def _split(arguments: str) -> Iterator[str]:
     """The parts of `name=value,…`; a value that is an existing path may hold commas itself."""
     parts = arguments.split(",")
     while parts:
-        _, has_value, _ = parts[0].partition("=")
-        count = 1
-        for more in range(len(parts), 1, -1) if has_value else ():
-            value = ",".join(parts[:more]).partition("=")[2]
-            if os.path.exists(os.path.expanduser(value)):
-                count = more
-                break
-        if part := ",".join(parts[:count]):
+        longer = ((end, ",".join(parts[:end]).partition("=")[2]) for end in range(len(parts), 1, -1))
+        found = (end for end, value in longer if value and os.path.exists(os.path.expanduser(value)))
+        end = next(found, 1) if "=" in parts[0] else 1
+        if part := ",".join(parts[:end]):
             yield part
-        del parts[:count]
+        del parts[:end]
 
 
 def resolve(schema: type, mapping: Mapping, overrides: Mapping[str, str] | None = None):
@@ -186,13 +182,7 @@ def differences(
 ) -> list[str]:
     """Lines `key: old → new` for every key whose value differs and which a restart may not change.
 
-    Args:
-      schema: dataclass of the config.
-      old: values of the run.
-      new: values now.
-      prefix: of the keys.
-      restart: whether all of them may change.
-      by_content: look at the keys whose content is compared, instead of the others.
+    Keys whose content is compared instead (`by_content`) are left out, or with that argument are all there is.
     """
     fields = {f.name: f for f in dataclasses.fields(schema)}
     lines = []

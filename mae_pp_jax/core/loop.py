@@ -77,11 +77,7 @@ def run(stage: Stage, workdir: str) -> dict:
     """
     folder = run_folder.RunFolder(workdir, stage.config)
     hosts.check_same("--config", config_lib.to_dict(stage.config), "start all processes with the same command")
-    if (result := folder.result()) is not None:
-        if folder.renamed:  # finished with the same data and weights, or with others?
-            _same_dataset(result["dataset"], stage.dataset, folder)
-            _same_sources(result, stage.config.init_from, folder)
-        log.info("%s is finished; result.json holds its result", workdir)
+    if (result := _finished(folder, stage)) is not None:
         return result
     if hosts.first():
         storage.check_writable(folder.path, "--workdir", folder=True)
@@ -94,7 +90,7 @@ def run(stage: Stage, workdir: str) -> dict:
     with contextlib.ExitStack() as cleanup:
         still_owned = cleanup.enter_context(lease.hold(folder.path))
         folder.look()  # again: another process may have had it meanwhile
-        if (result := folder.result()) is not None:
+        if (result := _finished(folder, stage)) is not None:
             return result
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
         state, sources, account, frozen = (None, {}, "", []) if resuming else initial_state(prog)
@@ -104,28 +100,19 @@ def run(stage: Stage, workdir: str) -> dict:
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
         revision = run_folder.code_revision()
-        meta = dict(
-            config=config_lib.to_dict(stage.config),
-            dataset=dataset,
-            identity=stage.identity(),
-            revision=revision,
-            revisions=[{"step": 0, "revision": revision}],
-            wall_seconds=0.0,
-        )
+        now = dict(config=config_lib.to_dict(stage.config), dataset=dataset)
         if resuming:
             state, meta = saves.restore(prog.shapes, revision)
-            _same_dataset(meta["dataset"], dataset, folder)
-            if folder.renamed:
-                _same_sources(meta, stage.config.init_from, folder)
-                log.info("config: the same under other names: %s", "; ".join(folder.renamed))
+            _check_same(meta, dataset, stage, folder)
             folder.create()  # with the names of today
-            now = dict(config=config_lib.to_dict(stage.config), dataset=dataset)
             # Runs of earlier versions lack the identity; the data is the same.
             meta = {"identity": stage.identity(), **meta, **now}
             meta = _resumed(meta, int(state.step), revision, stage.config.checkpoint.frozen)
             log.info("resumed %s at step %d", folder.path, int(state.step))
         else:
             log.info("%s", account)
+            meta = dict(revision=revision, revisions=[{"step": 0, "revision": revision}], wall_seconds=0.0)
+            meta |= {**now, "identity": stage.identity()}
             meta["lineage"], meta["parents"] = lineage.join(sources)
             if frozen:
                 meta["frozen"] = frozen
@@ -325,6 +312,24 @@ def _resumed(meta: dict, step: int, revision: str, frozen: str) -> dict:
     elif "frozen" not in meta:
         log.info("config.checkpoint.frozen: this run was started with copies, and goes on with them")
     return {**meta, "revision": revision, "revisions": known}
+
+
+def _finished(folder: run_folder.RunFolder, stage: Stage) -> dict | None:
+    """The result of a finished run, if it is that of this stage on the same data and from the same weights."""
+    result = folder.result()
+    if result is not None:
+        if folder.renamed:
+            _check_same(result, stage.dataset, stage, folder)
+        log.info("%s is finished; result.json holds its result", folder.path)
+    return result
+
+
+def _check_same(record: dict, dataset: dict, stage: Stage, folder: run_folder.RunFolder) -> None:
+    """Refuses to go on with other data, or with a run that started from other weights, than a run's record has."""
+    _same_dataset(record["dataset"], dataset, folder)
+    if folder.renamed:
+        _same_sources(record, stage.config.init_from, folder)
+        log.info("config: the same under other names: %s", "; ".join(folder.renamed))
 
 
 def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:

@@ -102,14 +102,14 @@ def _classes(root: pathlib.Path, split: str = "") -> dict[str, list[str]]:
     """Class → names of its images relative to root, sorted; says in the log what else is there."""
     folder = root / split
     classes, others = tree.classes(str(root), split)
-    if not classes:
-        raise UserError(
-            f"data.name: {folder} has no class folders; images must be in {folder}/CLASS/ ({' '.join(tree.EXTENSIONS)})"
-        )
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not tree.is_hidden(entry.name) and tree.class_name(entry.name) not in classes:
             has = f"has no image ({' '.join(tree.EXTENSIONS)})"
             raise UserError(f"data.name: {tree.legible(str(entry))} {has}; add some or remove it")
+    if not classes:
+        raise UserError(
+            f"data.name: {folder} has no class folders; images must be in {folder}/CLASS/ ({' '.join(tree.EXTENSIONS)})"
+        )
     if others:
         reasons = collections.Counter(reason for _, reason in others)
         counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))

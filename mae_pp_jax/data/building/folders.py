@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import tree
 from mae_pp_jax.data.building.items import MISSING, OUTSIDE, UNREADABLE, Columns, Item, LeftOut, Part, too_large
@@ -132,7 +133,7 @@ def read(root: str, name: str) -> bytes:
     try:
         path = os.path.join(root, name)
         path = epath.Path(path) if "://" in root else path
-        if fault := too_large(path.stat().length if "://" in root else os.path.getsize(path)):
+        if fault := too_large(storage.size(path)):
             raise LeftOut(UNREADABLE, fault)
         if "://" in root:
             return path.read_bytes()

