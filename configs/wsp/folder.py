@@ -6,8 +6,9 @@ python -m mae_pp_jax train --config=configs/wsp/folder.py:data=/my/photos --work
 Effective batch 1024, and any other: the learning rate is absolute, 4e-4 from B on and 1e-3 for Ti and S. 4e-4, decay 0.1
 and clipping at 1.0 are what is known of SWAG's recipe at batch 8192; that the rate stays as it is at smaller batches is
 our choice. 1e-3 is measured: on drawings at batch 64 (mae_pp_jax/data/README.md) a model 64 wide has after 4 epochs a
-test loss of 4.93 by 1e-3, 5.11 by 4e-4 and 5.68, that of chance, by 4e-4 · 64 / 8192. Hardware: what your data needs;
-`data hashtags` prints a command that fits data and machine. Expected: none published; the run on drawings, in full.
+test loss of 4.93 by 1e-3 and 5.11 by 4e-4; by 4e-4 · 64 / 8192 it has 5.67 after one epoch, and chance is 5.68.
+Hardware: what your data needs; `data hashtags` prints a command that fits data and machine. Expected: none published;
+the run on drawings, in full.
 """
 
 import ml_collections
