@@ -28,7 +28,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["mae_pp_jax", "mae_pp_jax.*"]),
-    package_data={"mae_pp_jax.reporting": ["style.css"]},
+    package_data={
+        "mae_pp_jax.reporting": ["style.css"],
+        **{f"mae_pp_jax.{name}": ["README.md"] for name in ("data", "interop", "planning")},
+    },
     entry_points={"console_scripts": ["mae-pp = mae_pp_jax.__main__:command_line"]},
     install_requires=[
         "jax>=0.10",

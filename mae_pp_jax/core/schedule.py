@@ -1,5 +1,6 @@
 """Lengths of training such as "800 epochs", and learning rate schedules over them."""
 
+import logging
 import re
 from collections.abc import Callable
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mae_pp_jax.core.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _LENGTH = re.compile(r"\s*((?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+|%)\s*", re.IGNORECASE | re.ASCII)
 _MOST_STEPS = 2**31 - 1  # steps are counted in int32
@@ -34,7 +37,7 @@ def steps(
       example: what one example is called, also a unit.
 
     Raises:
-      UserError: not a number and a unit, a whole training without a step, or 0 where `least` is more.
+      UserError: not a number and a unit, or 0 where `least` is more.
     """
     match = _LENGTH.fullmatch(text)
     factors = {"epoch": records / global_batch, "step": 1.0, example: 1.0 / global_batch, "example": 1.0 / global_batch}
@@ -50,8 +53,10 @@ def steps(
     if number * factor > _MOST_STEPS:
         raise UserError(f"{field}: {text!r} comes to more than {_MOST_STEPS} steps {over}; write a shorter length")
     count = round(number * factor)
-    if count < least and (number == 0 or total is None):
+    if count < least and number == 0:
         raise UserError(f"{field}: {text!r} comes to {count} steps {over}; use at least '{least} steps'")
+    if count < least and total is None:
+        log.info("%s: %r is less than a step %s: %d is done", field, text, over, least)
     return max(count, least)
 
 

@@ -66,7 +66,7 @@ def wsp_run(tmp_path_factory):
         (MAE, {"seed": "-1"}, ["config.seed", "at least 0"]),
         (MAE, {"train_for": "soon"}, ["config.train_for", "'soon'", "30 epochs"]),
         (MAE, {"train_for": "0 steps"}, ["config.train_for", "0 steps of 32 images over 1437 records", "'1 steps'"]),
-        (MAE, {"train_for": "0.01 epochs"}, ["config.train_for", "'0.01 epochs' comes to 0 steps"]),
+        (MAE, {"train_for": "0 epochs"}, ["config.train_for", "'0 epochs' comes to 0 steps"]),
         (MAE, {"log_every": "0 steps"}, ["config.log_every", "'0 steps' comes to 0 steps", "'1 steps'"]),
         (MAE, {"checkpoint.every": "0%"}, ["config.checkpoint.every", "'0%' comes to 0 steps"]),
         (MAE, {"model.size": "Tiny/4"}, ["config.model.size", "did you mean 'Ti/4'"]),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import source, tree
+from mae_pp_jax.data import text as text_lib
 from mae_pp_jax.data.building import build, encoding, inputs, runner, splitting
 
 PICTURE = cv2.imencode(".png", np.arange(768, dtype=np.uint8).reshape(16, 16, 3))[1].tobytes()
@@ -153,7 +154,7 @@ def test_sidecars(number):
         items = [item for part in reader.parts() for item in reader.items(part)]
         if stray is None:
             rows = [row for row in csv.reader(io.StringIO(whole, newline=""), delimiter=comma) if "".join(row).strip()]
-            expected = [tuple(row) if len(row) == 2 else None for row in rows[1:]]
+            expected = [(row[0], text_lib.cell(row[1])) if len(row) == 2 else None for row in rows[1:]]
             assert [(i.key, i.columns["other"]) if i.columns else None for i in items] == expected
         elif not any(set(cell) & set('\n\r"') for cell in cells):
             assert {f"{i}.png" for i in range(len(cells))} < {item.key for item in items}

@@ -42,8 +42,8 @@ def test_an_unforeseen_error_before_the_stage_has_a_folder_leaves_its_trace_too(
 
 
 def test_a_stage_without_a_step_is_refused_before_any_is_trained(tmp_path):
-    stages = {"first": config(), "second": config(train_for="0.001 epochs")}
-    with pytest.raises(UserError, match="second: config.train_for: '0.001 epochs' comes to 0 steps of 32 images"):
+    stages = {"first": config(), "second": config(train_for="0 epochs")}
+    with pytest.raises(UserError, match="second: config.train_for: '0 epochs' comes to 0 steps of 32 images"):
         pipeline_pool.train_all(stages, tmp_path, 2)
     assert not any(tmp_path.iterdir())
 
