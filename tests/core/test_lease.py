@@ -74,6 +74,12 @@ def wait_for(happened, seconds=60):
         time.sleep(0.01)
 
 
+def stopped(pid: int) -> bool:
+    """Whether all threads of a process have stopped."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+
 def owner_file(folder, **changes) -> pathlib.Path:
     """The lease of an owner on another machine."""
     owner = dict(host="elsewhere", pid=7, machine="another", process_began="1", token="t", started=time.time())
@@ -197,6 +203,7 @@ def test_train_beside_train_ends_with_one_line_and_a_killed_one_resumes(tmp_path
     with started("mae", folder) as process:
         until(process, trained(folder, 9))
         process.send_signal(signal.SIGSTOP)  # so that its files stay as they are
+        wait_for(lambda: stopped(process.pid))
         before = files(folder)
         assert main([*command, *arguments(TINY_MAE)]) == 2  # another config: refused for that
         assert "another config" in capsys.readouterr().err
