@@ -46,6 +46,6 @@ def run(quick):
     """`run(model, params, *args, **kwargs)` is a compiled `model.apply`, compiled once for each model and shape."""
 
     def call(model, *args, **kwargs):
-        return quick(model.apply, static_argnames=("method", "train"))(*args, **kwargs)
+        return quick(model.apply, static_argnames=("method", "train", "pool"))(*args, **kwargs)
 
     return call

@@ -15,6 +15,17 @@ from mae_pp_jax.models import attention, attention_cpu, attention_tpu
 SIZES = [(2, 17, 4, 64), (2, 9, 8, 80), (3, 20, 2, 128), (1, 50, 4, 32)]
 
 
+def values_and_gradient(attend, qkv, gradient):
+    """attend(qkv) and the gradient of sum(attend(qkv) · gradient), compiled as one program."""
+
+    @jax.jit
+    def both(qkv, gradient):
+        out, vjp = jax.vjp(attend, qkv)
+        return out, vjp(gradient)[0]
+
+    return both(qkv, gradient)
+
+
 def drawn(size, dtype):
     batch, tokens, heads, head_dim = size
     rng = np.random.default_rng(0)
@@ -25,24 +36,24 @@ def drawn(size, dtype):
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel_equals_attention_by_xla(size):
     qkv, gradient = drawn(size, jnp.float32)
-    expected, expected_vjp = jax.vjp(lambda x: attention.attend(x, size[2], "xla"), qkv)
+    expected = values_and_gradient(lambda x: attention.attend(x, size[2], "xla"), qkv, gradient)
     interpret = pltpu.InterpretParams()
-    found, found_vjp = jax.vjp(lambda x: attention_tpu.attend(x, size[2], interpret), qkv)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], atol=5e-6)
+    found = values_and_gradient(lambda x: attention_tpu.attend(x, size[2], interpret), qkv, gradient)
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
+    np.testing.assert_allclose(found[1], expected[1], atol=5e-6)
 
 
 def test_kernel_runs_on_each_device_with_its_own_images_and_heads():
     """Eight devices: images over four of them, heads over two."""
     qkv, gradient = drawn((8, 9, 4, 64), jnp.float32)
-    expected, expected_vjp = jax.vjp(lambda x: attention.attend(x, 4, "xla"), qkv)
+    expected = values_and_gradient(lambda x: attention.attend(x, 4, "xla"), qkv, gradient)
     kernel = functools.partial(attention_tpu.attend, heads=2, interpret=True)
     mesh = partition.make_mesh(config.resolve(partition.MeshConfig, dict(data=2, fsdp=2, tensor=2)))
     with jax.set_mesh(mesh):
-        spread = jax.jit(partition.on_each_device(kernel, attention.QKV_AXES, attention.OUT_AXES))
-        found, found_vjp = jax.vjp(spread, qkv)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-        np.testing.assert_allclose(found_vjp(gradient)[0], expected_vjp(gradient)[0], atol=5e-6)
+        spread = partition.on_each_device(kernel, attention.QKV_AXES, attention.OUT_AXES)
+        found = values_and_gradient(spread, qkv, gradient)
+    np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
+    np.testing.assert_allclose(found[1], expected[1], atol=5e-6)
 
 
 def test_kernel_keeps_scores_in_float32():
@@ -50,9 +61,9 @@ def test_kernel_keeps_scores_in_float32():
     size = (1, 16, 2, 64)
     qkv, _ = drawn(size, jnp.bfloat16)
     qkv = qkv.at[:2].multiply(4)
-    found = attention_tpu.attend(qkv, size[2], pltpu.InterpretParams())
+    found = jax.jit(lambda x: attention_tpu.attend(x, size[2], pltpu.InterpretParams()))(qkv)
     assert found.dtype == jnp.bfloat16
-    exact = attention.attend(qkv.astype(jnp.float32), size[2], "xla")
+    exact = jax.jit(lambda x: attention.attend(x.astype(jnp.float32), size[2], "xla"))(qkv)
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.02)
 
 
@@ -91,7 +102,7 @@ def test_large_scores_are_as_exact_as_float32_allows(attend):
     """
     qkv, gradient = drawn((2, 17, 3, 24 // 3), jnp.float32)
     qkv = qkv.at[:2].multiply(16)
-    found, vjp = jax.vjp(lambda x: attend(x, 3), qkv)
+    found, found_gradient = values_and_gradient(lambda x: attend(x, 3), qkv, gradient)
     query, key, value = np.float64(qkv).reshape(3, 2, 17, 3, 8)
     scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(8)
     assert np.abs(scores).max() > 700
@@ -100,7 +111,7 @@ def test_large_scores_are_as_exact_as_float32_allows(attend):
     # A sum of 8 products rounds by at most 8 units in the last place of the sum of their sizes.
     rounding = 8 * 2.0**-23 * np.einsum("bqhd,bkhd->bhqk", abs(query), abs(key)).max() / np.sqrt(8)
     np.testing.assert_allclose(found, exact, atol=2 * rounding * np.abs(value).max())
-    assert np.all(np.isfinite(vjp(gradient)[0]))
+    assert np.all(np.isfinite(found_gradient))
 
 
 def exact_attention(qkv, heads, mask, gradient):
@@ -133,8 +144,8 @@ def test_masked_keys_have_no_part_in_values_and_gradients(platform):
     masked = np.broadcast_to(~mask[None, :, :, None], qkv[1:].shape)
     qkv = qkv.at[1:].set(jnp.where(masked, 100 * qkv[1:], qkv[1:]))
     with hardware.compiling_for(platform):
-        found, vjp = jax.vjp(jax.jit(lambda x: attention.attend(x, 2, key_mask=jnp.asarray(mask))), qkv)
-        found_gradient = vjp(gradient)[0]
+        attend = functools.partial(attention.attend, heads=2, key_mask=jnp.asarray(mask))
+        found, found_gradient = values_and_gradient(attend, qkv, gradient)
     expected, expected_gradient = exact_attention(qkv, 2, mask, gradient)
     np.testing.assert_allclose(found, expected, atol=5e-6)
     np.testing.assert_allclose(found_gradient, expected_gradient, atol=2e-5)

@@ -38,10 +38,10 @@ def test_values_and_gradients(dtype, tolerance, quick):
 def test_large_scores_do_not_overflow():
     query = jnp.full((1, 2, 4), 1e3)
     value = jnp.arange(8.0).reshape(1, 2, 4)
-    found = attend(jnp.stack([query, query, value]), 1)
+    found = jax.jit(lambda *qkv: attend(jnp.stack(qkv), 1))(query, query, value)
     np.testing.assert_allclose(found, jnp.broadcast_to(value.mean(1, keepdims=True), value.shape))
 
 
 def test_the_backward_pass_keeps_nothing_as_large_as_the_weights():
-    _, pull = jax.vjp(lambda qkv: attend(qkv, 2), jnp.zeros((3, 1, 64, 16)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(pull)) < 2 * 64 * 64
+    pull = jax.eval_shape(lambda qkv: jax.vjp(lambda x: attend(x, 2), qkv)[1], jnp.zeros((3, 1, 64, 16)))
+    assert 0 < sum(leaf.size for leaf in jax.tree.leaves(pull)) < 2 * 64 * 64

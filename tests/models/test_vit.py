@@ -110,7 +110,7 @@ def test_features_feed_the_head(pool, random_params, run):
         pooled = (mean - mean.mean(-1, keepdims=True)) / jnp.sqrt(mean.var(-1, keepdims=True) + 1e-6)
         pooled = pooled * params["encoder"]["fc_norm"]["scale"] + params["encoder"]["fc_norm"]["bias"]
     else:
-        other = encoder(pool=pool).apply(params["encoder"], IMAGES, "mean", method="features")
+        other = run(encoder(pool=pool), params["encoder"], IMAGES, pool="mean", method="features")
         np.testing.assert_allclose(other, mean, atol=1e-5)
     np.testing.assert_allclose(features, pooled, atol=1e-5)
 
