@@ -78,7 +78,7 @@ def test_out_of_memory_names_what_needs_less(raising, capsys, error, wrapped):
     raising(outer if wrapped else error)
     code, lines = ended(capsys, KEYS)
     assert code == 3 and len(lines) == 1 and lines[0].startswith("stopped: out of memory (")
-    for lever in ("global_batch", "microbatches", "remat", "image_size"):
+    for lever in ("global_batch", "microbatches", "remat", "size of an example"):
         assert lever in lines[0]
 
 

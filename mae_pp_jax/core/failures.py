@@ -27,7 +27,7 @@ def explained(error: BaseException) -> Exception:
         return UserError(f"{what} cannot be written: {why}; free space, or write elsewhere")
     if reason := out_of_memory(error):
         return RunStopped(
-            f"out of memory ({reason}); lower config.global_batch or config.data.image_size (embed: --batch), raise "
+            f"out of memory ({reason}); lower config.global_batch (embed: --batch) or the size of an example, raise "
             "config.microbatches, set config.model.remat=full, or use more devices with config.mesh.fsdp"
         )
     told = " ".join(str(error).split())[:300]

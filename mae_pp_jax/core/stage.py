@@ -52,7 +52,7 @@ class StageConfig:
     """Keys that every stage has."""
 
     stage: str = key(doc="name of the stage, as `stages/registry.py` lists it")
-    seed: int = key(0, "seed of initialisation, order of records, augmentation and masking", low=0)
+    seed: int = key(0, "seed of initialisation, order of records and all other draws", low=0)
     train_for: str = key("100 epochs", "length of the training: epochs, steps or examples")
     global_batch: int = key(256, "examples per update, over all devices and hosts", low=1)
     microbatches: int = key(

@@ -8,7 +8,9 @@ import pytest
 from mae_pp_jax import core
 
 # What examples and models of one kind are made of.
-OF_A_STAGE = re.compile(r"\b(images?|cv2|pictures?|pixels?|patch(es)?|mask(s|ed)?|heads?|class tokens?)\b", re.I)
+OF_A_STAGE = re.compile(
+    r"(?<![a-z])(images?|cv2|pictures?|pixels?|patch(es)?|mask(s|ed|ing)?|heads?|class[ _]tokens?)(?![a-z])", re.I
+)
 
 
 @pytest.mark.parametrize("path", sorted(pathlib.Path(core.__file__).parent.glob("*.py")), ids=lambda path: path.name)
