@@ -9,9 +9,12 @@ shift
 mkdir -p "$folder" || exit 2
 if ! kill -0 "$(cat "$folder/pid" 2>/dev/null)" 2>/dev/null; then
   rm -f "$folder/code"
+  : >"$folder/log" || exit 2  # before anyone looks at it: the command may begin later than the line that shows it
   # shellcheck disable=SC2016  # expanded by the inner shell
-  nohup bash -c '"${@:2}"; echo $? >"$1/code"' - "$folder" "$@" >"$folder/log" 2>&1 </dev/null &
+  nohup bash -c '"${@:2}"; echo $? >"$1/code"' - "$folder" "$@" >>"$folder/log" 2>&1 </dev/null &
   echo $! >"$folder/pid"
+  disown  # else bash itself says when it is killed
 fi
 tail -n +1 -f --pid="$(cat "$folder/pid")" "$folder/log"
+[ -s "$folder/code" ] || { echo "error: the command was killed before it ended; the same line starts it again" >&2; exit 1; }
 exit "$(cat "$folder/code")"

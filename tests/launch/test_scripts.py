@@ -254,6 +254,14 @@ def test_a_detached_command_goes_on_when_the_connection_is_cut_and_is_shown_agai
     assert again.returncode == 75 and again.stdout == "begun\ndone\n"
 
 
+def test_a_detached_command_that_was_killed_is_one_line(tmp_path):
+    kill = "echo begun; kill -9 $PPID $$"  # the command, and the shell that would write its exit code
+    command = [str(ROOT / "launch/detached.sh"), str(tmp_path / "state"), "bash", "-c", kill]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "begun\n"
+    assert done.stderr == "error: the command was killed before it ended; the same line starts it again\n"
+
+
 def test_shellcheck_has_nothing_to_say():
     shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
     if not shellcheck:
