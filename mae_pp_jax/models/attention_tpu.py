@@ -1,9 +1,10 @@
-"""Attention of short sequences as one TPU kernel per block: scores never leave the chip's vector memory.
+"""Attention over up to a few thousand tokens as one TPU kernel: scores never leave the chip's vector memory.
 
-XLA's own attention over a few hundred tokens writes the scores [batch, heads, tokens, tokens] to HBM and reads them
-back several times; with heads of 64 channels that takes a third of a ViT-L step. Here a program holds the queries, keys
-and values of some heads of some images, so a whole row of scores is at hand: no running maximum, and the backward pass
-computes the scores again from the same inputs instead of reading them.
+XLA's own attention writes the scores [batch, heads, tokens, tokens] to HBM and reads them back several times; with
+heads of 64 channels that takes a third of a ViT-L step of 197 tokens. Here a program holds the queries, keys and values
+of some heads of some images, so whole rows of scores are at hand: no running maximum, and the backward pass computes
+the scores again from the same inputs instead of reading them. Where the scores of all queries would be too many, they
+are computed for some queries at a time.
 """
 
 import functools
@@ -15,15 +16,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128  # width of a vector register: blocks of channels are multiples of it
+_SUBLANES = 16  # rows of a vector register of bfloat16
 BLOCK_BYTES = 1 << 20  # about as much of qkv as a program takes; every block is held twice
-SCORES_BYTES = 2 << 20  # largest float32 score matrix of one head
+SCORES_BYTES = 2 << 20  # most float32 scores of one head at a time
+VECTOR_MEMORY_BYTES = 64 << 20  # of a chip, that a program may use; XLA allows 16 MiB unless asked
+_HELD_TWICE = 2  # blocks of operands: one is moved while the other is used
 
 
 def heads_of_block(heads: int, head_dim: int, tokens: int) -> int | None:
     """Heads that one program takes: the fewest that fill whole registers; None where the kernel does not fit."""
     count = math.lcm(LANES, head_dim) // head_dim
-    fits = heads % count == 0 and tokens * (-(-tokens // LANES) * LANES) * 4 <= SCORES_BYTES
+    held = _HELD_TWICE * 7 * tokens * count * head_dim * 2  # bfloat16: qkv, gradient, and the gradient of qkv
+    sums = 2 * tokens * max(head_dim, LANES) * 4  # of the gradients of keys and values
+    rows = queries_of_block(tokens)
+    fits = heads % count == 0 and rows and held + sums + 4 * SCORES_BYTES <= VECTOR_MEMORY_BYTES
     return count if fits else None
+
+
+def queries_of_block(tokens: int) -> int:
+    """Queries whose scores are computed at a time: all, or a power of two; 0 where not even a register's rows fit."""
+    most = SCORES_BYTES // (-(-tokens // LANES) * LANES * 4)
+    if most >= tokens:
+        return tokens
+    return 1 << (most.bit_length() - 1) if most >= _SUBLANES else 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -73,7 +88,10 @@ def _call(kernel, inputs: list[jax.Array], out_shape: tuple[int, ...], heads: in
         in_specs=[spec(x.shape) for x in inputs],
         out_specs=spec(out_shape),
         out_shape=jax.ShapeDtypeStruct(out_shape, dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"),
+            vmem_limit_bytes=None if queries_of_block(tokens) == tokens else VECTOR_MEMORY_BYTES,
+        ),
         cost_estimate=pl.CostEstimate(
             flops=matmuls * 2 * batch * tokens * tokens * width,
             transcendentals=batch * heads * tokens * tokens,
@@ -94,6 +112,20 @@ def _each_head(images: int, lanes: int, head_dim: int, body):
     jax.lax.fori_loop(0, images, image, None)
 
 
+def _each_block_of_queries(tokens: int, body, carry):
+    """`carry` after `body(rows, carry)` for the queries of each block in turn; `rows` indexes their rows."""
+    count = queries_of_block(tokens)
+    if count == tokens:
+        return body(slice(None), carry)
+    whole = tokens // count
+
+    def block(number, carry):
+        return body(pl.ds(pl.multiple_of(number * count, count), count), carry)
+
+    carry = jax.lax.fori_loop(0, whole, block, carry)
+    return body(slice(whole * count, tokens), carry) if tokens % count else carry
+
+
 def _product(a, b, a_axis: int, b_axis: int):
     """The matrix product that sums over axis `a_axis` of a and `b_axis` of b, in float32."""
     return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
@@ -108,22 +140,37 @@ def _probabilities(query, key):
 
 def _forward(qkv_ref, out_ref, *, head_dim: int):
     def head(i, at):
-        query, key, value = (qkv_ref[part, i, :, at] for part in range(3))
-        probabilities = _probabilities(query, key).astype(value.dtype)
-        out_ref[i, :, at] = jnp.dot(probabilities, value, preferred_element_type=jnp.float32).astype(out_ref.dtype)
+        key, value = qkv_ref[1, i, :, at], qkv_ref[2, i, :, at]
+
+        def queries(rows, carry):
+            probabilities = _probabilities(qkv_ref[0, i, rows, at], key).astype(value.dtype)
+            mixed = jnp.dot(probabilities, value, preferred_element_type=jnp.float32)
+            out_ref[i, rows, at] = mixed.astype(out_ref.dtype)
+            return carry
+
+        _each_block_of_queries(out_ref.shape[1], queries, None)
 
     _each_head(*out_ref.shape[::2], head_dim, head)
 
 
 def _backward(qkv_ref, gradient_ref, out_ref, *, head_dim: int):
     def head(i, at):
-        query, key, value = (qkv_ref[part, i, :, at] for part in range(3))
-        gradient = gradient_ref[i, :, at]
-        p = _probabilities(query, key)
-        dp = _product(gradient, value, 1, 1)
-        ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)) * head_dim**-0.5
-        p, ds = p.astype(query.dtype), ds.astype(query.dtype)
-        for part, value in enumerate((_product(ds, key, 1, 0), _product(ds, query, 0, 0), _product(p, gradient, 0, 0))):
+        key, value = qkv_ref[1, i, :, at], qkv_ref[2, i, :, at]
+
+        def queries(rows, sums):
+            query, gradient = qkv_ref[0, i, rows, at], gradient_ref[i, rows, at]
+            p = _probabilities(query, key)
+            dp = _product(gradient, value, 1, 1)
+            ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)) * head_dim**-0.5
+            p, ds = p.astype(query.dtype), ds.astype(query.dtype)
+            out_ref[0, i, rows, at] = _product(ds, key, 1, 0).astype(out_ref.dtype)
+            found = _product(ds, query, 0, 0), _product(p, gradient, 0, 0)
+            return found if sums is None else tuple(map(jnp.add, sums, found))
+
+        tokens = gradient_ref.shape[1]
+        zeros = (jnp.zeros((tokens, head_dim), jnp.float32),) * 2
+        sums = _each_block_of_queries(tokens, queries, None if queries_of_block(tokens) == tokens else zeros)
+        for part, value in enumerate(sums, 1):
             out_ref[part, i, :, at] = value.astype(out_ref.dtype)
 
     _each_head(*gradient_ref.shape[::2], head_dim, head)

@@ -72,7 +72,17 @@ def test_sizes_that_fill_no_register_or_do_not_fit_are_left_to_xla():
     assert attention_tpu.heads_of_block(16, 80, 257) == 8
     assert attention_tpu.heads_of_block(32, 128, 257) == 1
     assert attention_tpu.heads_of_block(3, 64, 197) is None  # ViT-Ti: 192 channels
-    assert attention_tpu.heads_of_block(16, 64, 1025) is None  # 512 pixels: a row block of scores is 4.5 MiB
+    assert attention_tpu.heads_of_block(16, 64, 1025) == 2  # 512 pixels
+    assert attention_tpu.heads_of_block(16, 80, 1370) == 8  # 518 pixels in patches of 14
+    assert attention_tpu.heads_of_block(16, 64, 50_000) is None
+    assert [attention_tpu.queries_of_block(tokens) for tokens in (197, 700, 1370, 4096)] == [197, 512, 256, 128]
+
+
+@pytest.mark.parametrize("tokens", [48, 50, 16])  # 3 blocks of queries; 3 and some more; a single one
+def test_queries_taken_some_at_a_time(tokens, monkeypatch):
+    monkeypatch.setattr(attention_tpu, "SCORES_BYTES", 16 * 128 * 4)
+    assert attention_tpu.queries_of_block(tokens) == 16
+    test_kernel_equals_attention_by_xla((2, tokens, 4, 64))
 
 
 def test_accelerators_and_cpus_have_the_same_values_and_gradients():
