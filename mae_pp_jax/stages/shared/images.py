@@ -16,9 +16,10 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, Rules
 from mae_pp_jax.core.stage import Stage, StageConfig
-from mae_pp_jax.data import augment, evals, fields, images, orders, pipeline, ragged
+from mae_pp_jax.data import augment, evals, fields, images, orders, pipeline, ragged, randaugment
 from mae_pp_jax.data.evals import EvalConfig
 from mae_pp_jax.data.faults import Faults
+from mae_pp_jax.data.randaugment import RandAugment
 from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
 from mae_pp_jax.models import positions, vit
 from mae_pp_jax.models.patches import height_width
@@ -74,6 +75,7 @@ class ImageStageConfig(StageConfig):
 
 _NAMES = {kind: field for field, kind in evals.NAMED.items()}  # key of config.declared → field
 _ONE_SET = {"name": "data", "split": "split", "crop": "crop", "share": "share"}  # keys data.eval_… → of the set
+_HASHTAG_DRAW = images.CROP_DRAWS  # place of the random number that chooses hashtags
 # Of stages that train a head on a frozen encoder.
 FROZEN_ENCODER = {"model.drop_path": "the encoder is frozen and always runs whole"}
 
@@ -88,7 +90,6 @@ class ImageStage(Stage):
     example: ClassVar = "image"
     evaluator_names: ClassVar[tuple[str, ...]] = ("averages",)
     config: ImageStageConfig
-    draws: ClassVar[int] = images.CROP_DRAWS + 1  # random numbers per example; the last chooses hashtags
     named_by: str = "the training data"  # who says what `names` are
 
     def __init__(self, config: ImageStageConfig):
@@ -107,6 +108,16 @@ class ImageStage(Stage):
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the model takes."""
         return self.config.data.size
+
+    @functools.cached_property
+    def randaugment(self) -> RandAugment | None:
+        """The policy that training images are changed by, if there is one."""
+        return randaugment.parse(text) if (text := self.config.data.randaugment) else None
+
+    @property
+    def draws(self) -> int:
+        """Random numbers per example: of its crop, one that chooses hashtags, and those of RandAugment."""
+        return _HASHTAG_DRAW + 1 + (self.randaugment.draws if self.randaugment else 0)
 
     @functools.cached_property
     def train_source(self):
@@ -267,7 +278,14 @@ class ImageStage(Stage):
             image = images.shift_crop(image, data.size, draws, data.shift)
         else:
             image = evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), data.size)
-        return {"image": image, **self._load_targets(record, draws[images.CROP_DRAWS])}
+        if self.randaugment:
+            image = self.randaugment(image, draws[_HASHTAG_DRAW + 1 :], self._fill)
+        return {"image": image, **self._load_targets(record, draws[_HASHTAG_DRAW])}
+
+    @functools.cached_property
+    def _fill(self) -> tuple[int, ...]:
+        """The mean colour, which RandAugment moves in from outside."""
+        return tuple(min(255, round(255 * mean)) for mean in self.config.data.mean)
 
     def load_eval(self, record: dict, config: EvalConfig) -> dict:
         """One example of an evaluation set; as `load`, without randomness."""
