@@ -13,7 +13,6 @@ from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.stages import registry
 from tests.conftest import RECIPES, ROOT
 
-
 # What looks at the batch as a whole, and draws for each image.
 REGULARISED = {"mixup": "0.8", "cutmix": "1.0", "erasing": "0.5", "head_dropout": "0.1"}
 CHANGED = {"classify": REGULARISED}
