@@ -216,7 +216,12 @@ def _meta(run: storage.Path, step: int) -> dict:
 
 def imported_from(run: storage.Path, step: int) -> dict:
     """The lineage record of imported weights as they came (file, format …), or {} for a run that was trained."""
-    lineage = meta(run, step)["lineage"]
+    return import_record(meta(run, step))
+
+
+def import_record(meta: Mapping) -> dict:
+    """The same of the JSON part of a checkpoint."""
+    lineage = meta.get("lineage", ())
     return lineage[0] if len(lineage) == 1 and "format" in lineage[0] else {}
 
 

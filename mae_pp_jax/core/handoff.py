@@ -17,7 +17,8 @@ from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 
-# Config of the source run → (how its array becomes ours, or None where it moves as it is; a note for the report).
+# JSON part of the source's checkpoint, with its config → (how its array becomes ours, or None where it moves as it is;
+# a note for the report).
 Resize = Callable[[Mapping], tuple[Callable[[np.ndarray], np.ndarray] | None, str]]
 
 
@@ -64,7 +65,7 @@ class Plan:
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def plan(rules: Handoff, source: Mapping, target: Mapping, where: str, config: Mapping) -> Plan:
+def plan(rules: Handoff, source: Mapping, target: Mapping, where: str, meta: Mapping) -> Plan:
     """Matches the leaves of a source against a target.
 
     Args:
@@ -72,7 +73,7 @@ def plan(rules: Handoff, source: Mapping, target: Mapping, where: str, config: M
       source: path → anything with a `shape`.
       target: path → anything with a `shape`.
       where: name of the source for errors.
-      config: of the source run, as its checkpoint holds it.
+      meta: the JSON part of the source's checkpoint (`checkpoint.meta`).
 
     Raises:
       UserError: a source leaf neither moved nor dropped, a target leaf neither reached nor fresh, two sources for one
@@ -102,7 +103,7 @@ def plan(rules: Handoff, source: Mapping, target: Mapping, where: str, config: M
                 )
             fresh.append(path)
             continue
-        function, note = next((r(config) for p, r in rules.resize if re.fullmatch(p, path)), (None, ""))
+        function, note = next((r(meta) for p, r in rules.resize if re.fullmatch(p, path)), (None, ""))
         if note:
             notes[path] = note
         if function is not None:
@@ -212,7 +213,7 @@ def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, di
     source, target = checkpoint.weights(run, at), dict(target)
     item = "ema" if any(leaf.item == "ema" for leaf in source.values()) else "params"
     where = f"{run} (stage {stage}, step {at}, {item})"
-    matched = plan(rules, source, target, where, meta["config"])
+    matched = plan(rules, source, target, where, meta)
     account = report(matched, source, target, where)
     wanted = {s: _like(source[s], target[t]) for t, s in {**matched.moved, **matched.resized}.items()}
     arrays = leaves.read(source, wanted)

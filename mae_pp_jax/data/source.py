@@ -11,7 +11,17 @@ import numpy as np
 
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import caching, fields, folder, mixture, orders, resampling, simulated_hashtags, tfds_store
+from mae_pp_jax.data import (
+    caching,
+    fields,
+    folder,
+    mixture,
+    orders,
+    randaugment,
+    resampling,
+    simulated_hashtags,
+    tfds_store,
+)
 from mae_pp_jax.data.fields import Source, Wrapper
 from mae_pp_jax.data.vocabulary import Vocabulary
 
@@ -40,6 +50,7 @@ class DataConfig:
     crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")
     shift: int = key(1, "shift: largest move in pixels, zeros come in", low=0)
     flip: bool = key(True, "mirror half of the training images, on the device")
+    randaugment: str = key("", "policy by which training images are changed, as timm writes it: rand-m9-mstd0.5-inc1")
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, taken off on the device")
     std: tuple[float, ...] = key((0.229, 0.224, 0.225), "standard deviation of each channel, divided by on the device")
     hashtags: str = key("field", "the dataset's own, or simulated from its labels", choices=("field", "simulated"))
@@ -92,6 +103,8 @@ class DataConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"data.{name}: must be two rising numbers above 0, got {getattr(self, name)}")
+        if self.randaugment:
+            randaugment.parse(self.randaugment)
 
 
 def open_source(config: DataConfig, split: str) -> Source:

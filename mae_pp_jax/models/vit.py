@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import functional, hardware
+from mae_pp_jax.core import functional, hardware, rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
@@ -272,11 +272,21 @@ class Classifier(nnx.Module):
       image_size: (height, width) of the images in pixels.
       classes: number of classes (or hashtags).
       head_init: how the kernel of the head starts, a name of `HEAD_INITS`; its bias starts at 0.
+      dropout: share of the feature's channels that training sets to zero before the head.
       rngs: keys for initialisation.
     """
 
-    def __init__(self, config: VitConfig, image_size: tuple[int, int], classes: int, *, head_init: str, rngs: nnx.Rngs):
-        self.encoder = Encoder(config, image_size, rngs=rngs)
+    def __init__(
+        self,
+        config: VitConfig,
+        image_size: tuple[int, int],
+        classes: int,
+        *,
+        head_init: str,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.encoder, self.dropout = Encoder(config, image_size, rngs=rngs), dropout
         self.head = nnx.Linear(
             self.encoder.dims.width,
             classes,
@@ -288,9 +298,17 @@ class Classifier(nnx.Module):
         )
 
     def __call__(self, images: jax.Array, keys: jax.Array | None = None, train: bool = False) -> jax.Array:
-        """Images [batch, height, width, 3] → logits [batch, classes], float32; `keys` [batch] are for drop path."""
-        tokens = self.encoder(images, keys=keys, train=train)
-        return self.head(self.encoder.pool_tokens(tokens)).astype(jnp.float32)
+        """Images [batch, height, width, 3] → logits [batch, classes], float32; drop path and dropout need keys [batch]."""
+        feature = self.encoder.pool_tokens(self.encoder(images, keys=keys, train=train))
+        if train and self.dropout:
+            feature = drop_channels(feature, rng.stream(keys, "head_dropout"), self.dropout)
+        return self.head(feature).astype(jnp.float32)
+
+
+def drop_channels(features: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Dropout: channels of features [batch, width] become zero, each by its image's key; the others grow by 1 / (1 - rate)."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, features.shape[1:]))(keys)
+    return jnp.where(kept, features / (1.0 - rate), 0)
 
 
 def block_flops(width: int, mlp: int, tokens: int) -> float:

@@ -49,7 +49,7 @@ class MaeStage(ImageStage):
             stages=("mae", "encoder"),
             move=((r"((encoder|decoder)/.*)", r"\1"),),
             # The decoder's table, which is always fixed, goes along with the encoder's.
-            resize=(*encoder.resize, (r"decoder/pos_embed", lambda source: (self.resize_positions(source)[0], ""))),
+            resize=(*encoder.resize, (r"decoder/pos_embed", lambda meta: (encoder.resize[0][1](meta)[0], ""))),
         )
 
     def init(self, key):

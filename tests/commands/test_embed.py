@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert, embed
-from mae_pp_jax.core import handoff, partition, storage
+from mae_pp_jax.core import checkpoint, handoff, partition, storage
 from mae_pp_jax.core.functional import Model, flatten
 from mae_pp_jax.interop import stream
 from mae_pp_jax.models import vit
@@ -196,7 +196,7 @@ def test_every_stage_starts_from_imported_weights(imported, name):
     _, source = checks.load(imported)
     wanted = {p: leaf for p, leaf in flatten(source).items()}
     target = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
-    plan = handoff.plan(stage.handoff, wanted, target, "imported", storage.read_json(imported / "config.json"))
+    plan = handoff.plan(stage.handoff, wanted, target, "imported", checkpoint.meta(imported, 0))
     blocks = {path for path in wanted if path.startswith("encoder/blocks/")}
     assert blocks <= set(plan.moved) and "encoder/pos_embed" in plan.moved and not plan.resized
 

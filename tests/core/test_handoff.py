@@ -24,7 +24,7 @@ RULES = handoff.Handoff(
     drop=(r"decoder/.*",),
     fresh=(r"head/.*",),
     resize=(
-        (r"encoder/pos_embed", lambda config: (lambda table: np.resize(table, (10, 3)), f"rate {config['rate']}")),
+        (r"encoder/pos_embed", lambda meta: (lambda table: np.resize(table, (10, 3)), f"rate {meta['rate']}")),
     ),
 )
 

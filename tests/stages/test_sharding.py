@@ -13,6 +13,10 @@ from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.stages import registry
 from tests.conftest import RECIPES, ROOT
 
+# What looks at the batch as a whole, and draws for each image.
+REGULARISED = {"mixup": "0.8", "cutmix": "1.0", "erasing": "0.5", "head_dropout": "0.1"}
+CHANGED = {"classify": REGULARISED}
+
 
 def stage_of(name, **overrides):
     mapping = config_lib.load_file(str(ROOT / f"configs/{name}/digits.py"))
@@ -38,7 +42,7 @@ def losses(stage, shape, steps=5, edit=lambda batch: batch):
 
 @pytest.mark.parametrize("name", ["mae", "wsp", "classify"])
 def test_meshes_give_the_losses_of_one_device(name):
-    stage = stage_of(name)
+    stage = stage_of(name, **CHANGED.get(name, {}))
     alone, _, _ = losses(stage, (1, 1, 1))
     assert np.ptp(alone) > 0
     for shape in [(8, 1, 1), (2, 4, 1), (2, 2, 2)]:
@@ -59,7 +63,7 @@ def test_microbatches_give_the_update_of_the_whole_batch(name):
         return batch
 
     def parameters(count, shape):
-        stage = stage_of(name, **{"microbatches": str(count), "optim.name": "sgd"})
+        stage = stage_of(name, **{"microbatches": str(count), "optim.name": "sgd", **CHANGED.get(name, {})})
         return flatten(jax.device_get(losses(stage, shape, steps=2, edit=without_tags)[2].params))
 
     whole = parameters(1, (1, 1, 1))

@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.config import key, named, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import FROZEN, Rules
 from mae_pp_jax.core.stage import Stage, StageConfig
-from mae_pp_jax.data import augment, evals, fields, images, orders, pipeline, ragged
+from mae_pp_jax.data import augment, evals, fields, images, orders, pipeline, ragged, randaugment
 from mae_pp_jax.data.evals import EvalConfig
 from mae_pp_jax.data.faults import Faults
+from mae_pp_jax.data.randaugment import RandAugment
 from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
-from mae_pp_jax.models import positions, vit
-from mae_pp_jax.models.patches import height_width
+from mae_pp_jax.models import vit
+from mae_pp_jax.stages.shared import position_tables
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class ImageStageConfig(StageConfig):
 
 _NAMES = {kind: field for field, kind in evals.NAMED.items()}  # key of config.declared → field
 _ONE_SET = {"name": "data", "split": "split", "crop": "crop", "share": "share"}  # keys data.eval_… → of the set
+_HASHTAG_DRAW = images.CROP_DRAWS  # place of the random number that chooses hashtags
 # Of stages that train a head on a frozen encoder.
 FROZEN_ENCODER = {"model.drop_path": "the encoder is frozen and always runs whole"}
 
@@ -88,7 +89,6 @@ class ImageStage(Stage):
     example: ClassVar = "image"
     evaluator_names: ClassVar[tuple[str, ...]] = ("averages",)
     config: ImageStageConfig
-    draws: ClassVar[int] = images.CROP_DRAWS + 1  # random numbers per example; the last chooses hashtags
     named_by: str = "the training data"  # who says what `names` are
 
     def __init__(self, config: ImageStageConfig):
@@ -107,6 +107,16 @@ class ImageStage(Stage):
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the model takes."""
         return self.config.data.size
+
+    @functools.cached_property
+    def randaugment(self) -> RandAugment | None:
+        """The policy that training images are changed by, if there is one."""
+        return randaugment.parse(text) if (text := self.config.data.randaugment) else None
+
+    @property
+    def draws(self) -> int:
+        """Random numbers per example: of its crop, one that chooses hashtags, and those of RandAugment."""
+        return _HASHTAG_DRAW + 1 + (self.randaugment.draws if self.randaugment else 0)
 
     @functools.cached_property
     def train_source(self):
@@ -267,7 +277,14 @@ class ImageStage(Stage):
             image = images.shift_crop(image, data.size, draws, data.shift)
         else:
             image = evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), data.size)
-        return {"image": image, **self._load_targets(record, draws[images.CROP_DRAWS])}
+        if self.randaugment:
+            image = self.randaugment(image, draws[_HASHTAG_DRAW + 1 :], self._fill)
+        return {"image": image, **self._load_targets(record, draws[_HASHTAG_DRAW])}
+
+    @functools.cached_property
+    def _fill(self) -> tuple[int, ...]:
+        """The mean colour, which RandAugment moves in from outside."""
+        return tuple(min(255, round(255 * mean)) for mean in self.config.data.mean)
 
     def load_eval(self, record: dict, config: EvalConfig) -> dict:
         """One example of an evaluation set; as `load`, without randomness."""
@@ -342,7 +359,7 @@ class ImageStage(Stage):
     def encoder_handoff(self, *, head: str, frozen: bool = False) -> Handoff:
         """Takes the encoder of an MAE, WSP, classification or imported run.
 
-        Positions are resized when the grid of patches changes (MAE util/pos_embed.py). The last norm belongs to the
+        Positions are resized when the grid of patches changes, see `position_tables`. The last norm belongs to the
         way of pooling: where that differs from the source's, it starts fresh. So do a class token that the source
         lacks, with a row of zeros among the positions; one that this stage lacks is dropped, with its row.
 
@@ -362,29 +379,8 @@ class ImageStage(Stage):
                 r"encoder/cls_token",
             ),
             fresh=(head, r"encoder/(norm|fc_norm)/.*", r"encoder/cls_token"),
-            resize=((r"encoder/pos_embed", functools.partial(self.resize_positions, frozen=frozen)),),
+            resize=((r"encoder/pos_embed", lambda meta: position_tables.resized(self.config, meta, frozen=frozen)),),
         )
-
-    def resize_positions(self, source: Mapping, *, frozen: bool = False):
-        """How a position table of the run with the config `source` becomes one of this stage; see `handoff.Resize`."""
-        new, old = self.config.model, config_lib.resolve(vit.VitConfig, source["model"])
-        new_grid = vit.grid(new, self.image_size)
-        old_grid = vit.grid(old, height_width(source["data"]["image_size"]))
-        if frozen and new.cls_token and not old.cls_token:
-            raise UserError(
-                "config.model.cls_token: the run it starts from has no class token, and this stage trains none; set "
-                "config.model.cls_token=false and config.model.pool=mean"
-            )
-        notes = []
-        if new_grid != old_grid:
-            notes.append("grid {}×{} → {}×{}".format(*old_grid, *new_grid))
-        if new.cls_token != old.cls_token:
-            notes.append(f"{'with a row of zeros' if new.cls_token else 'without the row'} for the class token")
-        function = functools.partial(_resize, old=(old_grid, old.cls_token), new=(new_grid, new.cls_token))
-        resized = function if notes else None
-        if old.positions == "learned" and new.positions == "sincos":
-            notes.append("learned there, fixed here as they are")
-        return resized, ", ".join(notes)
 
     def parameter_axes(self):
         return vit.PARAMETER_AXES
@@ -392,12 +388,6 @@ class ImageStage(Stage):
     def fixed_positions(self) -> Rules:
         """Sin-cos positions are a table, not weights."""
         return ((r".*pos_embed", FROZEN),) if self.config.model.positions == "sincos" else ()
-
-
-def _resize(table: np.ndarray, old: tuple, new: tuple) -> np.ndarray:
-    """A position table of (grid, class token) `old` for those of `new`."""
-    table = positions.resize(table, new[0], has_cls=old[1], old_grid=old[0])
-    return positions.set_class_row(table, old[1], new[1])
 
 
 def _identity(name: str, split: str, source: fields.Source) -> dict:

@@ -42,10 +42,10 @@ def stage(name, cls=True, pool="cls", kind="learned", size=SQUARE):
     return made, shapes, dataclasses.replace(made.config, model=model)
 
 
-def plan(source, target):
-    """The plan of a handoff and its report."""
+def plan(source, target, **more):
+    """The plan of a handoff and its report; `more` stands in the JSON part of the source's checkpoint."""
     (_, theirs, old), (made, ours, made.config) = source, target
-    found = handoff.plan(made.handoff, theirs, ours, "there", config_lib.to_dict(old))
+    found = handoff.plan(made.handoff, theirs, ours, "there", dict(config=config_lib.to_dict(old), **more))
     return found, handoff.report(found, theirs, ours, "there")
 
 
@@ -103,6 +103,20 @@ def test_rows_and_columns_keep_their_directions_and_the_class_row_its_place(old,
     assert np.all(np.diff(table[:, 0, 0]) > 0) and np.all(np.diff(table[0, :, 4]) > 0)
     text = "grid {}×{} → {}×{}".format(*(side // 4 for side in (*old, *new)))
     assert text in report and ("for the class token" in report) == (had != has)
+
+
+@pytest.mark.parametrize("method", positions.METHODS)
+def test_imported_weights_are_resized_as_the_code_that_they_come_from_does(method):
+    table = np.random.default_rng(0).normal(size=(17, 8)).astype(np.float32)
+    record = dict(file="w.pt", format="x", resize=method)
+    found, report = plan(stage("encoder"), stage("classify", size=(24, 24)), lineage=[record])
+    expected = positions.resize(table, (6, 6), True, method=method)
+    np.testing.assert_array_equal(found.resize["encoder/pos_embed"](table), expected)
+    assert (f"grid 4×4 → 6×6, as {method} does" in report) == (method != "mae")
+    # A run that was trained from imported weights is ours, and resized as MAE does.
+    found, _ = plan(stage("encoder"), stage("classify", size=(24, 24)), lineage=[record, dict(stage="encoder")])
+    expected = positions.resize(table, (6, 6), True)
+    np.testing.assert_array_equal(found.resize["encoder/pos_embed"](table), expected)
 
 
 def test_the_decoder_of_a_masked_autoencoder_goes_along():
