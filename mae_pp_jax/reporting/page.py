@@ -61,11 +61,16 @@ def render(pipeline: Pipeline) -> str:
         _stages(pipeline),
         _other_data(pipeline),
     ]
+    return document(pipeline.title, parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole HTML file: `title` as plain text, and `parts` of its body as HTML."""
     style = importlib.resources.files(__package__).joinpath("style.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_e(pipeline.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{_e(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
