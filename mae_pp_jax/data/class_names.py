@@ -75,7 +75,8 @@ class Outputs:
         for name in map(text.name, value):
             places = self.find(name)
             if not places:
-                raise UserError(f"{where}: '{name}' is no class of {by}{hint(name, self._places)}")
+                words = _ids_of_words() if self._places.keys() & imagenet().keys() else ()
+                raise UserError(f"{where}: '{name}' is no class of {by}{hint(name, [*self._places, *words])}")
             if len(places) > 1:
                 raise UserError(f"{where}: '{name}' is the name of {len(places)} classes of {by}: which is meant?")
             found.extend(places)

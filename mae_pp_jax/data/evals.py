@@ -224,8 +224,9 @@ def _of_classes(
         if not set(names) & set(own):
             raise UserError(f"{key}: {file} names none of the classes of this set ({_some(own) or 'it has none'})")
         own = tuple(str(names.get(name, name)) for name in own)
-    if absent := [name for name in mapping if name not in own]:
-        raise UserError(f"{key}: {path}: '{absent[0]}' is no class of this set{class_names.hint(absent[0], own)}")
+    absent, others = [name for name in mapping if name not in own], [name for name in own if name not in mapping]
+    if absent and others or len(absent) == len(mapping):  # it may be one of the others, by another name
+        raise UserError(f"{key}: {path}: '{absent[0]}' is no class of this set{class_names.hint(absent[0], others)}")
     places = {name: outputs.find_all(value, f"{key}: {path}", by) for name, value in mapping.items()}
     counts = np.array([*(name in places for name in own), False])  # -1, unknown, takes the last entry
     labels = fields.labels(source)

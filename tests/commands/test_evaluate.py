@@ -79,6 +79,14 @@ def test_other_names_are_matched_by_a_file(trained, tmp_path):
     assert found == pytest.approx(trained[1], rel=1e-5)
 
 
+def test_in_both_precisions(trained, tmp_path):
+    data = photos(tmp_path / "data", {"bee": "bee", "cow": "cow"})
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 3e-2)):
+        found = evaluate(trained[0], None, {"data.name": str(data), "model.dtype": dtype})
+        assert found["test/loss"] == pytest.approx(trained[1]["test/loss"], rel=tolerance)
+        assert (found["test/loss"] == pytest.approx(trained[1]["test/loss"], rel=1e-6)) == (dtype == "float32")
+
+
 def test_a_checkpoint_without_names_says_what_it_takes_its_outputs_for(trained, tmp_path, caplog):
     """Runs of earlier versions do not name their classes."""
     run = shutil.copytree(trained[0], tmp_path / "run")
