@@ -111,9 +111,14 @@ def open_eval_source(data: DataConfig, config: EvalConfig, known: Known, name: s
         allowed = targets[targets >= 0] if config.logits == "set" else None
         answers = None if right is None else label_sets.padded(right)
         source = label_sets.Judged(source, outputs.names, answers, allowed)
-    if config.classes or config.logits == "set":
-        tell_absent(source, place, targets)
+    if is_partial(config):
+        tell_absent(place, right_answers(source), outputs.names, targets)
     return source
+
+
+def is_partial(config: EvalConfig) -> bool:
+    """Whether a set is known to have only some of the classes; its labels are read as it is opened."""
+    return bool(config.classes) or config.logits == "set"
 
 
 def right_answers(source: fields.Source) -> np.ndarray:
@@ -127,11 +132,17 @@ def right_answers(source: fields.Source) -> np.ndarray:
     return np.stack(list(source.column("answers")))
 
 
-def tell_absent(source: fields.Source, place: str, among: np.ndarray | None = None) -> None:
-    """Says which classes have no image in an evaluation set; `among`, int [classes], are those that should."""
-    found, names = right_answers(source), fields.names(source, "answers") or fields.names(source, "label")
+def tell_absent(place: str, right: np.ndarray, names: Sequence[str], among: np.ndarray | None = None) -> None:
+    """Says which classes have no image in an evaluation set.
+
+    Args:
+      place: names the set.
+      right: as `right_answers` gives it.
+      names: of all classes.
+      among: int [classes], those that should have one; None: all.
+    """
     among = np.arange(len(names)) if among is None else among
-    if absent := [names[i] for i in np.setdiff1d(among, found)]:
+    if absent := [names[i] for i in np.setdiff1d(among, right)]:
         log.info("%s: %s of %s classes have no image: %s", place, f"{len(absent):,}", f"{len(among):,}", _some(absent))
 
 

@@ -140,7 +140,11 @@ class ImageStage(Stage):
 
     def eval_labels(self) -> dict[str, np.ndarray]:
         """Name of an evaluation set → the classes that are right for its records; see `evals.right_answers`."""
-        return {name: evals.right_answers(self.eval_source(name)) for name in self.config.evals}
+        found = {name: evals.right_answers(self.eval_source(name)) for name in self.config.evals}
+        for name, config in self.config.evals.items():
+            if not evals.is_partial(config):  # of others it was told as they were opened
+                evals.tell_absent(f"evals.{name}", found[name], self.names["label"])
+        return found
 
     def eval_choices(self) -> dict[str, int]:
         """Name of an evaluation set that has only some of the classes → among how many the model chooses."""
