@@ -3,6 +3,7 @@
 Every expected value is counted by hand. A picture of value v has logits -|v - class|: the nearest class is the first.
 """
 
+import importlib.util
 import json
 import types
 
@@ -17,6 +18,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import class_names
 from mae_pp_jax.evaluation.classify import of_batch
 from mae_pp_jax.stages import registry
+from tests.conftest import ROOT
 
 IDS = list(class_names.imagenet())
 
@@ -127,6 +129,20 @@ def objectnet(tmp_path):
         draw(tmp_path / "images" / folder / f"{i}.png", value, frame=2)
     classes = ",".join(str(tmp_path / name) for name in files)
     return dict(data=str(tmp_path / "images"), classes=classes, border=2)
+
+
+def test_the_sets_of_the_recipes(objectnet, tmp_path):
+    """All with the transform of the validation set; ObjectNet's files where its archive has them."""
+    spec = importlib.util.spec_from_file_location("imagenet", ROOT / "configs/imagenet.py")
+    spec.loader.exec_module(recipes := importlib.util.module_from_spec(spec))
+    (tmp_path / "mappings").mkdir()
+    for file in tmp_path.glob("*.json"):
+        file.rename(tmp_path / "mappings" / file.name)
+    sets = recipes.robustness(dict(share=0.5, resize="bicubic"), objectnet=str(tmp_path))
+    assert sorted(sets) == ["a", "objectnet", "r", "real", "sketch", "v2"]
+    assert {(own["share"], own["resize"]) for own in sets.values()} == {(0.5, "bicubic")}
+    registry.resolve(dict(stage="classify", data=dict(name="digits_hashtags"), evals=sets))
+    assert measured(classifier(**dict(sets["objectnet"], share=1.0)))["accuracy"] == 3 / 5
 
 
 def test_objectnet_has_several_classes_for_one_and_others_that_do_not_count(objectnet):
