@@ -241,6 +241,8 @@ def _of_classes(
     places = {name: outputs.find_all(value, f"{key}: {path}", by) for name, value in mapping.items()}
     counts = np.array([*(name in places for name in own), False])  # -1, unknown, takes the last entry
     labels = fields.labels(source)
+    if not counts[labels].any():
+        raise UserError(f"{key}: no image of this set is of a class that {path} lists; use another file or split")
     kept = Subset(source, np.flatnonzero(counts[labels]))
     targets = np.unique(np.concatenate([np.array(found, np.int32) for found in places.values()]))
     if all(len(found) == 1 for found in places.values()):

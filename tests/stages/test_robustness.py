@@ -261,6 +261,15 @@ def test_maps_that_do_not_fit_are_refused_in_one_line(objectnet, tmp_path, conte
     assert "\n" not in str(error.value)
 
 
+def test_a_split_without_an_image_of_the_classes_is_refused(tmp_path):
+    digits = [str(i) for i in range(10)]
+    first = classifier(digits, split="test[:1]")
+    (there,) = first.eval_labels()["test"]
+    (tmp_path / "map.json").write_text(json.dumps([name for name in digits if name != str(there)]))
+    with pytest.raises(UserError, match=r"^evals\.test\.classes: no image of this set is of a class that"):
+        classifier(digits, split="test[:1]", classes=str(tmp_path / "map.json")).eval_source("test")
+
+
 @pytest.mark.parametrize("key", [dict(labels="real.json"), dict(logits="set")])
 def test_stages_that_do_not_classify_refuse_what_is_about_classes(key):
     with pytest.raises(UserError, match=rf"config\.evals\.test\.{min(key)}: stage 'mae' does not classify"):
