@@ -30,7 +30,8 @@ setup(
     packages=find_packages(include=["mae_pp_jax", "mae_pp_jax.*"]),
     package_data={
         "mae_pp_jax.reporting": ["style.css"],
-        **{f"mae_pp_jax.{name}": ["README.md"] for name in ("data", "interop", "planning")},
+        **{f"mae_pp_jax.{name}": ["README.md"] for name in ("interop", "planning")},
+        "mae_pp_jax.data": ["README.md", *(f"class_maps/imagenet_{name}.json" for name in ("1k", "v2", "a", "r"))],
     },
     entry_points={"console_scripts": ["mae-pp = mae_pp_jax.__main__:command_line"]},
     install_requires=[

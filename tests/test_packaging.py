@@ -57,6 +57,8 @@ def test_package_data_exist(metadata):
     for package, names in metadata["package_data"].items():
         for name in names:
             assert (ROOT / package.replace(".", "/") / name).is_file()
+    maps = {f"class_maps/{path.name}" for path in (ROOT / "mae_pp_jax/data/class_maps").iterdir()}
+    assert maps <= set(metadata["package_data"]["mae_pp_jax.data"])
 
 
 def test_every_requirement_has_a_lower_bound_and_a_pin_within_its_range(metadata, pins):

@@ -98,7 +98,8 @@ class Source(Protocol):
     """Records by index: `source[i]` is a dict with a value for each of `fields`.
 
     Fields that several stages and sources know go by one name: `image` (Image), `label` (Label), `hashtags` (Ids, or
-    Texts where no vocabulary is applied yet), `caption` (Text).
+    Texts where no vocabulary is applied yet), `caption` (Text), `file_name` (Text); of evaluation sets `answers` (Ids,
+    padded with -1), the classes that are right in place of a `label`, and `allowed` (Ids), those that may be answered.
 
     Attributes:
       fields: the kind of each field.
@@ -116,7 +117,7 @@ class Source(Protocol):
         """The values of one field of all records, in order; without reading images where that can be avoided."""
 
     def describe(self, index: int) -> str:
-        """Where a record comes from, for messages to people."""
+        """Where a record comes from, for messages to people; of a record that is a file, its path."""
 
 
 class Wrapper:

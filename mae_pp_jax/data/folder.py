@@ -15,6 +15,7 @@ from mae_pp_jax.data import fields, tree
 log = logging.getLogger(__name__)
 
 _EVAL_NAMES = ("test", "val", "validation")  # what people call the split to evaluate on
+_WHOLE = "all"  # both parts of a folder without splits; TFDS's word
 _NAMED = 3  # files that are no pictures, in the log
 
 
@@ -24,7 +25,8 @@ class FolderSource:
     With sub-folders `train` and `test`, `val` or `validation`, each a folder of class folders, these are the splits
     (and asking for `test` finds any of the last three). Otherwise the sub-folders of ROOT are the classes, and
     `eval_fraction` of each class is held out: the files whose names have the smallest hash, so that the choice is the
-    same on every machine. Folders within classes are read and links followed; other files are told in the log.
+    same on every machine; the split `all` is the whole of such a folder, as of a dataset to evaluate on. Folders within
+    classes are read and links followed; other files are told in the log.
 
     Args:
       root: the folder.
@@ -85,9 +87,11 @@ def _own_split(root: pathlib.Path, split: str, splits: tuple[str, ...]) -> dict[
 
 def _held_out(root: pathlib.Path, split: str, train_split: str, eval_fraction: float) -> dict[str, list[str]]:
     """Class → its files in the training or held-out part of a folder without splits."""
-    if split not in (train_split, *_EVAL_NAMES):
+    if split not in (train_split, *_EVAL_NAMES, _WHOLE):
         have = f"{train_split} and {_EVAL_NAMES[0]}"
-        raise UserError(f"data.name: {root} has no folder 'train', so its splits are {have}, not '{split}'")
+        raise UserError(f"data.name: {root} has no folder 'train', so its splits are {have}, not '{split}'; '{_WHOLE}' is both")
+    if split == _WHOLE != train_split:
+        return _classes(root)
     parts = {}
     for name, files in _classes(root).items():
         if len(files) < 2:

@@ -10,6 +10,7 @@ import math
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from mae_pp_jax.data import decode
 
@@ -18,6 +19,9 @@ CROP_DRAWS = 2 * _TRIES + 2  # numbers one crop may use
 _MOST_ENLARGED = 64  # times the pixels of a crop that may be made to cut it out
 _BESIDE = 4  # pixels around a part, more than interpolation looks at
 _REDUCTIONS = (8, 4, 2)  # that a JPEG is decoded at without loss of speed
+# Ways to resize that are Pillow's own; its filters grow with the reduction, so that nothing aliases.
+_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESIZES = ("area", *_PILLOW)
 
 
 def pixels(image: bytes | np.ndarray) -> np.ndarray:
@@ -29,15 +33,20 @@ def pixels(image: bytes | np.ndarray) -> np.ndarray:
     return image if isinstance(image, np.ndarray) else decode.decode(image)
 
 
-def center_crop(image: bytes | np.ndarray, size: tuple[int, int], share: float = 1.0) -> np.ndarray:
+def center_crop(
+    image: bytes | np.ndarray, size: tuple[int, int], share: float = 1.0, resize: str = "area"
+) -> np.ndarray:
     """Resizes an image so that it just covers `size` / `share` and cuts out the centre: uint8 [*size, 3].
 
-    Decodes in full and averages areas, for evaluation and embedding.
+    Decodes in full, for evaluation and embedding.
 
     Args:
       image: a file, or uint8 [height, width, 3].
       size: (height, width) of the result in pixels.
       share: part of the shorter side that is kept, above 0 and at most 1; timm's crop_pct.
+      resize: one of RESIZES. `area` averages areas (OpenCV). The others are Pillow's filters, with the longer side and
+        the place of the crop rounded as torchvision's Resize and CenterCrop round them: the very pixels of published
+        evaluations.
 
     Raises:
       decode.Unreadable: as `decode.decode`.
@@ -49,11 +58,14 @@ def center_crop(image: bytes | np.ndarray, size: tuple[int, int], share: float =
     height, width = image.shape[:2]
     # The side that is shorter for what is wanted decides.
     to, short = (target[0], height) if target[0] * width >= target[1] * height else (target[1], width)
-    resized = [max(least, round(side * to / short)) for side, least in zip((height, width), target)]
+    whole = round if resize == "area" else int  # of the longer side, with torchvision downwards
+    resized = [max(least, whole(to * side / short)) for side, least in zip((height, width), target)]
     if to > short and math.prod(resized) > _MOST_ENLARGED * math.prod(size):
         return _enlarged_centre(image, size, to / short)
-    image = _resize(image, *resized)
-    top, left = ((side - wanted) // 2 for side, wanted in zip(resized, size))
+    image = _resize(image, *resized, resize)
+    # Half a pixel goes downwards, with torchvision to the even place.
+    half = round if resize != "area" else math.floor
+    top, left = (half((side - wanted) / 2) for side, wanted in zip(resized, size))
     return image[top : top + size[0], left : left + size[1]]
 
 
@@ -67,9 +79,21 @@ def _enlarged_centre(image: np.ndarray, size: tuple[int, int], factor: float) ->
     return _resize_part(image[*cut], (*box, *(wanted / factor for wanted in size)), size, cv2.INTER_CUBIC)
 
 
-def squeeze(image: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def squeeze(image: bytes | np.ndarray, size: tuple[int, int], resize: str = "area") -> np.ndarray:
     """Resizes a file or uint8 [height, width, 3] to uint8 [*size, 3] whatever its shape; as `center_crop` else."""
-    return _resize(pixels(image), *size)
+    return _resize(pixels(image), *size, resize)
+
+
+def without_border(image: bytes | np.ndarray, border: int) -> np.ndarray:
+    """Cuts `border` pixels off each side of a file or of uint8 [height, width, 3].
+
+    Raises:
+      decode.Unreadable: as `decode.decode`, or nothing would be left.
+    """
+    image = pixels(image)
+    if min(image.shape[:2]) <= 2 * border:
+        raise decode.Unreadable(f"{image.shape[0]}×{image.shape[1]} pixels are no more than a border of {border}")
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]
 
 
 def random_resized_crop(
@@ -138,10 +162,12 @@ def shift_crop(image: bytes | np.ndarray, size: tuple[int, int], draws: np.ndarr
     return padded[top : top + size[0], left : left + size[1]]
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes; averages areas when shrinking (no aliasing), bicubic when enlarging."""
+def _resize(image: np.ndarray, height: int, width: int, resize: str) -> np.ndarray:
+    """Resizes by one of RESIZES; `area` averages areas when shrinking (no aliasing), bicubic when enlarging."""
     if image.shape[:2] == (height, width):
         return image
+    if resize != "area":
+        return np.asarray(Image.fromarray(image).resize((width, height), _PILLOW[resize]))
     shrinks = image.shape[0] * image.shape[1] > height * width
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 

@@ -6,20 +6,27 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 
-def of_classes(classes: int, labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+def of_classes(
+    classes: int, labels: Mapping[str, np.ndarray], choices: Mapping[str, int] | None = None
+) -> dict[str, float]:
     """The loss of equal odds for all classes, and the accuracy of always naming the commonest class.
 
     Args:
       classes: number of classes.
-      labels: evaluation set → int [records], the class of each record; -1 where unknown.
+      labels: evaluation set → int [records], the class of each record, or [records, most] where several may be right; -1
+        where unknown, and as padding.
+      choices: evaluation set → the number of classes among which a model chooses on it, where these are not all.
 
     Returns:
       Name of a metric → level.
     """
     found = {"train/loss": math.log(classes)}
     for name, own in labels.items():
-        counts = np.bincount(own[own >= 0], minlength=classes)
-        found |= {f"{name}/loss": math.log(classes), f"{name}/accuracy": float(counts.max() / max(counts.sum(), 1))}
+        right = np.sum(own.reshape(len(own), -1) >= 0, axis=1)  # classes of each record
+        known = right[right > 0]
+        counts, among = np.bincount(own[own >= 0], minlength=classes), (choices or {}).get(name, classes)
+        found[f"{name}/loss"] = float(math.log(among) - np.mean(np.log(known))) if len(known) else math.log(among)
+        found[f"{name}/accuracy"] = float(counts.max() / max(len(known), 1))
     return found
 
 

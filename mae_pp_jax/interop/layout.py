@@ -141,19 +141,24 @@ def pixel_statistics(file: WeightFile, match: Match) -> tuple:
 def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:
     """How the publisher of a finetuned model makes evaluation images square, as keys of `evals.test`.
 
-    Sources: maws eval_finetuned.py, facebookresearch/mae util/datasets.py, transformers' ViTImageProcessor, timm's
-    pretrained_cfg.
+    Sources: maws eval_finetuned.py, facebookresearch/mae util/datasets.py, transformers' ViTImageProcessor (whose
+    `resample` is Pillow's number of a filter, bilinear where it says none), timm's pretrained_cfg.
     """
     if "head" not in match.groups:
         return {}
-    if match.format.name in ("maws", "huggingface"):
-        return {"crop": "squeeze"}
+    if match.format.name == "maws":
+        return {"crop": "squeeze", "resize": "bicubic"}
+    if match.format.name == "huggingface":
+        resample = file.settings.get("resample", 2)
+        return {"crop": "squeeze", "resize": {2: "bilinear", 3: "bicubic"}.get(resample, "area")}
     if match.format.name == "mae":
-        return {"share": 0.875 if side <= 224 else 1.0}
-    timm = file.settings.get("pretrained_cfg", {})
+        return {"share": 0.875 if side <= 224 else 1.0, "resize": "bicubic"}
+    timm, found = file.settings.get("pretrained_cfg", {}), {}
     if isinstance(timm, Mapping) and isinstance(share := timm.get("crop_pct"), float) and 0.01 <= share <= 1:
-        return {"share": share}
-    return {}
+        found["share"] = share
+    if isinstance(timm, Mapping) and timm.get("interpolation") in ("bilinear", "bicubic"):
+        found["resize"] = timm["interpolation"]
+    return found
 
 
 def _number(file: WeightFile, name: str, default: float) -> float:

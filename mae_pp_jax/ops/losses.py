@@ -26,6 +26,26 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -jnp.sum(targets.astype(jnp.float32) * log_probabilities, axis=-1)
 
 
+def cross_entropy_of_any(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log of the probability that softmax(logits) gives to any of an image's classes, computed in float32.
+
+    Args:
+      logits: [batch, classes]; -inf rules a class out.
+      labels: [batch], or [batch, most] padded with -1, where several classes are right.
+
+    Returns:
+      [batch], nats; inf where no class is right.
+    """
+    logits = constrain(logits.astype(jnp.float32), LOGIT_AXES)
+    own = jnp.where(is_any(labels.reshape(len(labels), -1), logits.shape[-1]), logits, -jnp.inf)
+    return jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(own, axis=-1)
+
+
+def is_any(labels: jax.Array, classes: int) -> jax.Array:
+    """Whether a class is among the labels [batch, most]: bool [batch, classes]."""
+    return jnp.any(labels[:, :, None] == jnp.arange(classes), axis=1)
+
+
 def smooth_labels(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
     """Smoothed one-hot targets as timm makes them: smoothing/classes off the label, 1 - smoothing more on it.
 
@@ -51,7 +71,7 @@ def hashtag_targets(ids: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Arr
       targets: [batch, vocabulary] float32. Rows sum to 1, or are zero where an image has no hashtag.
       weight: [batch] float32, 1 for images with at least one hashtag, else 0: their weight in the mean of the loss.
     """
-    present = jnp.any(ids[:, :, None] == jnp.arange(vocabulary), axis=1)
+    present = is_any(ids, vocabulary)
     count = jnp.sum(present, axis=-1, keepdims=True)
     targets = constrain(present.astype(jnp.float32) / jnp.maximum(count, 1), LOGIT_AXES)
     return targets, (count[:, 0] > 0).astype(jnp.float32)

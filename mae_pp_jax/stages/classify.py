@@ -8,7 +8,6 @@ reverse, label smoothing within the mixed target, drop path, dropout before the 
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from mae_pp_jax.core import rng
@@ -18,7 +17,7 @@ from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig
 from mae_pp_jax.data import augment
 from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.averages import Averages
-from mae_pp_jax.evaluation.classify import accuracy
+from mae_pp_jax.evaluation.classify import accuracy, of_batch
 from mae_pp_jax.models import layer_decay, vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
@@ -123,15 +122,12 @@ class ClassifyStage(ImageStage):
 
     def evaluators(self):
         def test(params, batch):
-            logits = self.model.apply(params, self.pixels(batch))
-            loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
-            mask = batch["mask"]
-            return {"loss": (jnp.sum(loss * mask), jnp.sum(mask)), **accuracy(logits, batch["label"], mask)}
+            return of_batch(self.model.apply(params, self.pixels(batch)), batch)
 
         return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
 
     def chance(self):
-        return chance.of_classes(self.classes, self.eval_labels())
+        return chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())
 
     def train_flops_per_example(self):
         return 3 * vit.forward_flops(self.config.model, self.image_size, classes=self.classes)

@@ -15,7 +15,7 @@ from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.averages import Averages
-from mae_pp_jax.evaluation.classify import accuracy
+from mae_pp_jax.evaluation.classify import accuracy, of_batch
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared import features
@@ -73,17 +73,19 @@ class LinearStage(ImageStage):
 
     def loss(self, params, batch, keys):
         logits = self.logits(params, batch, keys)
-        metrics = self._measure(logits, batch["label"], jnp.ones(logits.shape[0]))
-        return metrics["loss"], metrics
+        loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
+        ones = jnp.ones_like(loss)
+        total = (jnp.sum(loss), jnp.sum(ones))
+        return total, {"loss": total, **accuracy(logits, batch["label"], ones)}
 
     def evaluators(self):
         def test(params, batch):
-            return self._measure(self.logits(params, batch), batch["label"], batch["mask"])
+            return of_batch(self.logits(params, batch), batch)
 
         return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
 
     def chance(self):
-        return chance.of_classes(self.classes, self.eval_labels())
+        return chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())
 
     def train_flops_per_example(self):
         forward = vit.forward_flops(self.config.model, self.image_size)
@@ -94,7 +96,3 @@ class LinearStage(ImageStage):
 
     def lr_rules(self):
         return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", 1.0))
-
-    def _measure(self, logits, labels, mask):
-        loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(labels, self.classes))
-        return {"loss": (jnp.sum(loss * mask), jnp.sum(mask)), **accuracy(logits, labels, mask)}

@@ -20,7 +20,7 @@ from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import fields, orders
 from mae_pp_jax.data.source import Subset, digest, few_shot_indices
 from mae_pp_jax.evaluation import chance
-from mae_pp_jax.evaluation.classify import accuracy
+from mae_pp_jax.evaluation.classify import accuracy, restricted
 from mae_pp_jax.evaluation.low_shot import OverSplits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
@@ -144,13 +144,13 @@ class LowShotStage(ImageStage):
 
     def evaluators(self):
         def test(params, batch):
-            logits = self.logits(params, batch)
+            logits = restricted(self.logits(params, batch), batch)
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
         return [OverSplits(name, test, batches) for name, batches in self.eval_passes().items()]
 
     def chance(self):
-        found = chance.of_classes(self.classes, self.eval_labels())
+        found = chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())
         return {name: level for name, level in found.items() if name == "train/loss" or name.endswith("/accuracy")}
 
     def train_flops_per_example(self):

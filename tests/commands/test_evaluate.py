@@ -79,6 +79,31 @@ def test_other_names_are_matched_by_a_file(trained, tmp_path):
     assert found == pytest.approx(trained[1], rel=1e-5)
 
 
+def test_in_both_precisions(trained, tmp_path):
+    data = photos(tmp_path / "data", {"bee": "bee", "cow": "cow"})
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 3e-2)):
+        found = evaluate(trained[0], None, {"data.name": str(data), "model.dtype": dtype})
+        assert found["test/loss"] == pytest.approx(trained[1]["test/loss"], rel=tolerance)
+        assert (found["test/loss"] == pytest.approx(trained[1]["test/loss"], rel=1e-6)) == (dtype == "float32")
+
+
+def test_label_sets_and_a_choice_among_the_classes_of_a_set(trained, tmp_path, capsys):
+    """Where every class is right there is no loss; among two of three classes it is smaller than among all."""
+    data = photos(tmp_path / "data", {"bee": "bee", "cow": "cow"})
+    files = [f"{i}.png" for i in range(8)]
+    (tmp_path / "labels.json").write_text(json.dumps({name: ["ant", "bee", "cow"] for name in files}))
+    arguments = [f"--workdir={trained[0]}", f"--config.evals.any.data={data}", "--evaluators=any"]
+    labels = f"--config.evals.any.labels={tmp_path / 'labels.json'}"
+    assert main(["evaluate", *arguments, labels]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["any/accuracy"] == 1 and found["any/loss"] == pytest.approx(0, abs=1e-6)
+    assert main(["evaluate", *arguments, "--config.evals.any.logits=set"]) == 0
+    assert json.loads(capsys.readouterr().out)["any/loss"] < trained[1]["test/loss"]
+    (tmp_path / "labels.json").write_text(json.dumps({name: ["ant"] for name in files[1:]}))
+    assert main(["evaluate", *arguments, labels]) == 2
+    assert "2 images are not in it, such as 0.png: no entry" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_names_says_what_it_takes_its_outputs_for(trained, tmp_path, caplog):
     """Runs of earlier versions do not name their classes."""
     run = shutil.copytree(trained[0], tmp_path / "run")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.data import evals, fields, images, source
+from mae_pp_jax.data import class_names, evals, fields, images, source
 
 
 def _folder(root, classes, number=5):
@@ -112,13 +112,15 @@ def test_names_that_several_classes_have_are_refused_only_where_they_are_met(dat
 
 
 def test_the_order_of_imagenet_is_an_assumption_that_is_told(data, tmp_path, monkeypatch, caplog):
-    ids = ("n01440764", *(f"n0200{i:04}" for i in range(998)), "n15075141")
+    ids = tuple(class_names.imagenet())
     words = ("tench, Tinca tinca", *(f"animal {i}" for i in range(998)), "toilet tissue, toilet paper")
     held_out = _opened_as(data, tmp_path, ids, words)
     assert "of ImageNet in its usual order" in caplog.text and fields.names(held_out, "label") == ids
     assert fields.labels(held_out)[-1] == 999
+    some = _opened_as(data, tmp_path / "2", (ids[999], ids[7], ids[500]), words)  # as ImageNet-A has 200 of them
+    assert set(fields.labels(some)) == {7, 500, 999}
     with pytest.raises(UserError, match="none of the classes"):
-        _opened_as(data, tmp_path / "2", ids[:3], words)
+        _opened_as(data, tmp_path / "3", ("n00000001", "n00000002"), words)
 
 
 def test_names_of_what_is_not_measured_need_not_fit(data, tmp_path):

@@ -43,6 +43,8 @@ def test_without_splits_a_fifth_of_each_class_is_held_out(tmp_path):
     assert len(_open(tmp_path, "test", eval_fraction=0.5)) == 10
     assert {_open(tmp_path, name).fingerprint for name in ("test", "val", "validation")} == {test.fingerprint}
     assert len(_open(tmp_path, "all", train_split="all")) == 16
+    whole = _open(tmp_path, "all")  # as a dataset to evaluate on
+    assert sorted(names) == sorted(whole.describe(i) for i in range(20)) and len(whole) == 20
     record = train[9]
     assert record["label"] == fields.labels(train)[9] == 1
     assert images.pixels(record["image"]).shape == (6, 5, 3)

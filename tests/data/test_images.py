@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from mae_pp_jax.data import decode, images
 from tests.data.pictures import encode, noise, picture
@@ -69,6 +70,41 @@ def test_center_crop_keeps_the_share_that_it_is_told():
     assert images.center_crop(image, (224, 224)).max() == 255
 
 
+@pytest.mark.parametrize(
+    "shape, resized, corner",
+    [
+        # (height, width) → the shorter side 256, the longer one rounded down; half of what is over, .5 to the even place.
+        ((300, 401), (256, 342), (16, 59)),  # 256 · 401 / 300 = 342.2
+        ((375, 500), (256, 341), (16, 58)),  # 341.3; 117 / 2 = 58.5 → 58
+        ((500, 376), (340, 256), (58, 16)),  # 340.4
+        ((333, 448), (256, 344), (16, 60)),  # 344.4
+        ((100, 134), (256, 343), (16, 60)),  # 343.04, enlarged; 119 / 2 = 59.5 → 60
+        ((512, 512), (256, 256), (16, 16)),
+    ],
+)
+def test_published_evaluations_see_these_pixels(shape, resized, corner):
+    """torchvision's Resize(256, BICUBIC) and CenterCrop(224) on Pillow images, as MAE and timm evaluate at 224."""
+    image = noise(5, *shape)
+    whole = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC))
+    wanted = whole[corner[0] : corner[0] + 224, corner[1] : corner[1] + 224]
+    np.testing.assert_array_equal(images.center_crop(image, (224, 224), 0.875, "bicubic"), wanted)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_squeezing_by_the_filters_of_pillow(name):
+    image = noise(6, 40, 90)
+    wanted = np.asarray(Image.fromarray(image).resize((32, 48), Image.Resampling[name.upper()]))
+    np.testing.assert_array_equal(images.squeeze(image, (48, 32), name), wanted)
+    assert np.abs(images.squeeze(image, (48, 32)).astype(int) - wanted).mean() > 1
+
+
+def test_a_border_is_cut_off():
+    image = noise(7, 9, 12)
+    np.testing.assert_array_equal(images.without_border(encode(image, "png"), 2), image[2:7, 2:10])
+    with pytest.raises(decode.Unreadable, match="9×12 pixels are no more than a border of 5"):
+        images.without_border(image, 5)
+
+
 def test_squeeze_shows_everything():
     image = picture(40, 80)
     out = images.squeeze(image, (20, 20))
@@ -126,6 +162,7 @@ def test_the_work_for_a_crop_is_bounded_whatever_the_shape(shape, size, made):
     crops = [
         lambda: images.center_crop(image, size),
         lambda: images.center_crop(image, size, 0.05),
+        lambda: images.center_crop(image, size, 0.5, "bicubic"),
         lambda: images.squeeze(image, size),
         lambda: images.shift_crop(image, size, draws, 2),
         lambda: images.random_resized_crop(image, size, draws, SCALE, RATIO),

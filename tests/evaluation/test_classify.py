@@ -13,7 +13,7 @@ NAN, INF = float("nan"), float("inf")
 
 def measured(logits, labels, mask=None) -> dict[str, float]:
     labels = jnp.asarray(labels)
-    found = classify.accuracy(jnp.asarray(logits), labels, jnp.ones(labels.shape) if mask is None else mask)
+    found = classify.accuracy(jnp.asarray(logits), labels, jnp.ones(len(labels)) if mask is None else mask)
     return {name: float(s) / float(w) for name, (s, w) in found.items()}
 
 
@@ -48,6 +48,25 @@ def test_classes_that_are_ruled_out_and_images_without_a_class():
     logits = np.full((3, 8), -INF, np.float32)
     logits[:, 2] = 1.0
     assert measured(logits, [2, 5, -1]) == pytest.approx({"accuracy": 1 / 3, "accuracy_top5": 1 / 3})
+
+
+def test_any_of_several_right_classes_is_a_hit():
+    rng = np.random.default_rng(2)
+    logits, labels = rng.integers(0, 4, (200, 11)).astype(np.float32), rng.integers(-1, 11, (200, 3))
+    order = np.asarray(jax.lax.top_k(logits, 5)[1])
+    hits = (order[:, :, None] == labels[:, None, :]).any(-1)
+    found = measured(logits, labels)
+    assert found["accuracy"] == pytest.approx(hits[:, 0].mean())
+    assert found["accuracy_top5"] == pytest.approx(hits.any(-1).mean())
+
+
+def test_padding_where_its_class_is_ruled_out_adds_no_loss():
+    """Padding has label 0 and no class allowed."""
+    allowed = jnp.array([[False, True, True], [False, False, False]])
+    batch = {"label": jnp.array([1, 0]), "mask": jnp.array([1.0, 0.0]), "allowed": allowed}
+    found = classify.of_batch(jnp.array([[9.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), batch)
+    np.testing.assert_allclose(found["loss"], [np.log(2), 1], rtol=1e-6)
+    np.testing.assert_array_equal(found["accuracy"], [1, 1])
 
 
 def test_padding_does_not_count():

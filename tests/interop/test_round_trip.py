@@ -72,9 +72,9 @@ def test_huggingface_folder(tmp_path, random_weights):
 @pytest.mark.parametrize(
     ("format", "norm", "expected"),
     [
-        ("maws", "norm", ("squeeze", 1.0)),
-        ("mae", "fc_norm", ("center", 0.875)),
-        ("timm", "norm", ("center", 1.0)),
+        ("maws", "norm", ("squeeze", 1.0, "bicubic")),
+        ("mae", "fc_norm", ("center", 0.875, "bicubic")),
+        ("timm", "norm", ("center", 1.0, "area")),
     ],
 )
 def test_finetuned_models_are_evaluated_on_the_crop_of_their_publisher(
@@ -83,7 +83,7 @@ def test_finetuned_models_are_evaluated_on_the_crop_of_their_publisher(
     save_torch(tmp_path / "ft.pth", random_weights(format, "cls_token", norm, "head"), *["model"] * (format == "mae"))
     convert.import_file(str(tmp_path / "ft.pth"), str(tmp_path / "run"), format=format, heads=2)
     test = storage.read_json(tmp_path / "run" / "config.json")["evals"]["test"]
-    assert (test["crop"], test["share"]) == expected
+    assert (test["crop"], test["share"], test["resize"]) == expected
 
 
 def test_a_published_vision_tower_keeps_its_projection(tmp_path, random_weights, save_torch, capsys):

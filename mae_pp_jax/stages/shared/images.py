@@ -101,6 +101,11 @@ class ImageStage(Stage):
                 raise UserError(
                     f"config.evals.{name}.evaluators: stage '{config.stage}' has no {min(unknown)}; it has {known}"
                 )
+            if "label" not in self.targets() and (own.labels or own.logits != "all"):
+                raise UserError(
+                    f"config.evals.{name}.{'labels' if own.labels else 'logits'}: stage '{config.stage}' does not "
+                    "classify; leave it out, or evaluate a run of a stage that does"
+                )
         vit.grid(config.model, self.image_size)  # a size that does not fit is reported before data is opened
 
     @property
@@ -144,8 +149,17 @@ class ImageStage(Stage):
         return self.eval_sources[name]
 
     def eval_labels(self) -> dict[str, np.ndarray]:
-        """Name of an evaluation set → the classes of its records, int32 [records]."""
-        return {name: fields.labels(self.eval_source(name)) for name in self.config.evals}
+        """Name of an evaluation set → the classes that are right for its records; see `evals.right_answers`."""
+        found = {name: evals.right_answers(self.eval_source(name)) for name in self.config.evals}
+        for name, config in self.config.evals.items():
+            if not evals.is_partial(config):  # of others it was told as they were opened
+                evals.tell_absent(f"evals.{name}", found[name], self.names["label"])
+        return found
+
+    def eval_choices(self) -> dict[str, int]:
+        """Name of an evaluation set that has only some of the classes → among how many the model chooses."""
+        opened = {name: self.eval_source(name) for name in self.config.evals}
+        return {name: len(next(s.column("allowed"))) for name, s in opened.items() if "allowed" in s.fields}
 
     @functools.cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -246,7 +260,7 @@ class ImageStage(Stage):
         return pipeline.eval_batches(
             self.eval_source(name),
             lambda record: self.load_eval(record, config),
-            self.example_spec(),
+            self.eval_spec(name),
             global_batch=self.config.global_batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
@@ -289,20 +303,34 @@ class ImageStage(Stage):
     def load_eval(self, record: dict, config: EvalConfig) -> dict:
         """One example of an evaluation set; as `load`, without randomness."""
         image = evals.crop(record["image"], config, self.config.data.size)
-        return {"image": image, **self._load_targets(record, 0.5)}
+        example = {"image": image, **self._load_targets(record, 0.5)}
+        if "allowed" in record:
+            example["allowed"] = np.zeros(self.classes, bool)
+            example["allowed"][record["allowed"]] = True
+        return example
 
     def _load_targets(self, record: dict, number: float) -> dict:
         """What the loss reads besides pixels; a number uniform in [0, 1) chooses among too many hashtags."""
         wanted, out = self.targets(), {}
         if "label" in wanted:
-            out["label"] = record.get("label", -1)
-            if out["label"] < 0:
-                raise UserError("has no label; choose a split in which every image has one")
+            out["label"] = record["answers"] if "answers" in record else self._label(record)
         if "hashtags" in wanted:
             out["hashtags"], out["hashtags_cut"] = ragged.pad(
                 record["hashtags"], self.config.data.max_tags, lambda ids: self._prefer_hashtags(number, ids)
             )
         return out
+
+    def _label(self, record: dict) -> int:
+        label = record.get("label", -1)
+        if label < 0:
+            raise UserError("has no label; choose a split in which every image has one")
+        if label >= self._classes:
+            raise UserError(f"has label {label}, and there are {self._classes} classes, from 0 on; correct the dataset")
+        return label
+
+    @functools.cached_property
+    def _classes(self) -> int:
+        return self.classes
 
     def _prefer_hashtags(self, number: float, ids: np.ndarray) -> np.ndarray:
         """The order of preference of hashtags: the rarest where they are counted, else drawn by `number`."""
@@ -324,6 +352,19 @@ class ImageStage(Stage):
             "image": ((*self.config.data.size, 3), np.uint8),
             **{name: (shape, np.int32) for name, shape in self.targets().items()},
         }
+
+    def eval_spec(self, name: str) -> pipeline.Spec:
+        """What `load_eval` gives for an evaluation set: as `load`, but for what its records say of the classes.
+
+        Where several classes may be right, `label` is int32 [most], padded with -1. Where the model chooses among some
+        of its classes, `allowed` is bool [classes].
+        """
+        source, spec = self.eval_source(name), dict(self.example_spec())
+        if "label" in spec and "answers" in source.fields:
+            spec["label"] = (next(source.column("answers")).shape, np.int32)
+        if "label" in spec and "allowed" in source.fields:
+            spec["allowed"] = ((self.classes,), bool)
+        return spec
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         batch, example = self.config.global_batch, {**self.example_spec(), "unreadable": ((), np.int32)}
