@@ -232,12 +232,15 @@ class ImageStage(Stage):
 
     def eval_batches(self, name: str) -> Iterator[dict[str, np.ndarray]]:
         """One pass over an evaluation set; `mask` is 0 on padding."""
-        config = self.config.evals[name]
+        return self.eval_batches_of(self.eval_source(name), self.config.evals[name], self.config.global_batch)
+
+    def eval_batches_of(self, source: fields.Source, config: EvalConfig, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the records of `source`, cropped as `config` says, `batch` at a time; `mask` is 0 on padding."""
         return pipeline.eval_batches(
-            self.eval_source(name),
+            source,
             lambda record: self.load_eval(record, config),
             self.example_spec(),
-            global_batch=self.config.global_batch,
+            global_batch=batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
             threads=self.config.data.threads,
