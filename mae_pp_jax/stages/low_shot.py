@@ -182,7 +182,7 @@ class LowShotStage(ImageStage):
 
     def _statistics(self, function, params, mesh):
         """Mean and variance of features on each split's own images."""
-        batches = -(-self.records // self.config.global_batch)
+        batches = -(-max(map(len, self.subsets)) // self.model_batch)
         return features.measure(function, params, self.train_batches(0), batches, mesh, self.config.splits)
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
