@@ -27,6 +27,8 @@ examples, out:
   python -m mae_pp_jax convert --from=runs/mae --to=mae.pth --to-format=mae
   python -m mae_pp_jax convert --from=runs/finetune --to=vit.safetensors --to-format=timm
   python -m mae_pp_jax convert --from=runs/mae --to=vit_mae --to-format=huggingface
+example, LoRA of stage low_shot into plain weights (of its draw 0, a run of stage classify):
+  python -m mae_pp_jax convert --from=runs/lora_5shot --merge=0 --to=runs/merged
 
 With a decoder a file becomes a run of stage mae, with a head of stage classify, else of stage encoder. PyTorch files are
 read without PyTorch and without running anything in them. Positions are resized as the file's original code does."""
@@ -55,7 +57,15 @@ def add_parser(verbs) -> None:
     parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="resize positions to this input")
     parser.add_argument("--resize", choices=tuple(positions.METHODS), help="whose resizing (default: the format's own)")
     parser.add_argument("--encoder_only", action="store_true", help="leave head and decoder behind")
-    parser.add_argument("--step", default="last", help="checkpoint of a run to write out (default: last)")
+    parser.add_argument(
+        "--merge",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="SPLIT",
+        help="write a run's encoder with the LoRA of one of its draws (default: 0) merged in, and its head, as a new run",
+    )
+    parser.add_argument("--step", default="last", help="checkpoint of a run to write out or merge (default: last)")
     parser.add_argument("--dtype", default="auto", choices=("auto", *FLOATS), help="of the numbers written out")
     parser.set_defaults(run=run)
 
@@ -66,6 +76,11 @@ def run(args) -> None:
         return
     if not args.source or not args.to:
         raise UserError("convert: give --from and --to; see python -m mae_pp_jax convert --help")
+    if args.merge is not None:
+        if args.to_format:
+            raise UserError("--merge: makes a run; write that out with --to-format in a second command")
+        merge_run(args.source, args.to, args.merge, step=args.step)
+        return
     if args.to_format:
         export_run(args.source, args.to, args.to_format, step=args.step, dtype=args.dtype)
         return
@@ -144,6 +159,15 @@ def export_run(run: str, to: str, format: str, *, step: str = "last", dtype: str
     exporting.write(target, export)
     print(export.report())
     print(f"{target} holds the weights of {run}")
+
+
+def merge_run(run: str, to: str, split: int = 0, *, step: str = "last") -> dict:
+    """Writes one model of a low-shot run with LoRA as a run with plain weights; see `interop.merging.merge`."""
+    from mae_pp_jax.interop import merging
+
+    result = merging.merge(storage.path(run, "--from"), storage.path(to, "--to"), split, step)
+    print(f"{to} is a run of stage {result['stage']} with {result['parameters']:,} parameters")
+    return result
 
 
 def _fetch(source: str) -> tuple[storage.Path, dict]:

@@ -76,6 +76,7 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     stage = registry.create(config.recalled(meta))
     stage.recall(meta)
     mesh = partition.make_mesh(config.mesh)
+    partition.check_batch(config.global_batch, mesh, models=stage.dealt)
     stage.reader = partition.reader(mesh)
     evaluators = stage.evaluators()
     known = [e.name for e in evaluators]

@@ -60,7 +60,7 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
         params = stage.prepare(params, prog.mesh)
         frozen = flatten(prog.optimizer.split(params)[1])
         unchanged = {path: leaf for path, leaf in moved.items() if frozen.get(path) is received[path]}
-        references = _references(unchanged, frozen) if config.checkpoint.frozen == "reference" else []
+        references = _references(unchanged, frozen, config.checkpoint.frozen, stage.refers)
         return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, references
 
 
@@ -96,6 +96,8 @@ def run(stage: Stage, workdir: str) -> dict:
         state, sources, account, frozen = (None, {}, "", []) if resuming else initial_state(prog)
         if not resuming:
             folder.create()
+            for name, text in stage.documents().items():
+                folder.write_file(name, text.encode())
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
@@ -208,7 +210,7 @@ class _Training:
                 self.board.scalars(step, scalars)
                 for name in found.keys() - scalars.keys():
                     self.board.drawing(step, name, found[name])
-                    self.folder.write_drawing(*found[name].file(name, step))
+                    self.folder.write_file(*found[name].file(name, step))
 
     def save(self, step: int, state: TrainState) -> None:
         self.check_finite(state)
@@ -288,12 +290,20 @@ def _shown(values: dict[str, float | None]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
 
 
-def _references(unchanged: dict, frozen: dict) -> list[dict]:
-    """References to the frozen weights that came unchanged from another run.
+def _references(unchanged: dict, frozen: dict, wanted: str, auto: bool) -> list[dict]:
+    """References to the frozen weights that came unchanged from another run, if they are wanted.
+
+    Args:
+      unchanged: path → where the weight lies.
+      frozen: path → the weight.
+      wanted: value of config.checkpoint.frozen.
+      auto: whether `auto` wants them.
 
     Raises:
       UserError: there are none, so that the key would do nothing.
     """
+    if wanted == "copy" or wanted == "auto" and not (auto and unchanged):
+        return []
     if not unchanged:
         raise UserError(
             "config.checkpoint.frozen: 'reference' has nothing to refer to, as no weight is both frozen and taken as "
@@ -309,7 +319,7 @@ def _resumed(meta: dict, step: int, revision: str, frozen: str) -> dict:
         known = [*known, {"step": step, "revision": revision}]
     if frozen == "copy":
         meta = {name: value for name, value in meta.items() if name != "frozen"}  # it is all in memory by now
-    elif "frozen" not in meta:
+    elif frozen == "reference" and "frozen" not in meta:
         log.info("config.checkpoint.frozen: this run was started with copies, and goes on with them")
     return {**meta, "revision": revision, "revisions": known}
 

@@ -79,6 +79,13 @@ def assign(rules: Rules, paths: Sequence[str], what: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerModel:
+    """A value of a rule for each of independent models, along the axis "splits" of the parameters that it covers."""
+
+    values: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """A pure optimizer over the trainable part of a nested parameter dict."""
 
@@ -133,7 +140,7 @@ def make(
       axes: path → axes, which of them are stacks; see `core.partition`.
       model_batch: examples per step that one model sees; the learning rate scales with it.
       lr_rules: value per path: a factor on the learning rate, an array [layers] of factors for stacked blocks
-        (layer-wise decay), or `FROZEN`.
+        (layer-wise decay), a factor for each of independent models (`PerModel`), or `FROZEN`.
       decay_rules: value per path: a factor on the weight decay.
       total: steps of the whole training.
       records: records in one epoch.
@@ -153,7 +160,7 @@ def make(
     matrices = {p: _is_matrix(p, own_axes[p]) for p in trainable}
     if config.name == "lars":
         decay = {p: decay[p] * matrices[p] for p in trainable}
-    speeds = unflatten({p: _along(np.asarray(speed[p], np.float32), "layers", own_axes[p]) for p in trainable})
+    speeds = unflatten({p: _factors(speed[p], own_axes[p]) for p in trainable})
     decays = unflatten({p: np.asarray(decay[p], np.float32) for p in trainable})
     own_axes = unflatten(own_axes)
     scale = model_batch / config.lr_batch if config.lr_batch else 1.0
@@ -222,6 +229,13 @@ def _is_matrix(path: str, axes: Axes) -> bool:
 def _along(values, stack: str, axes: Axes):
     """One value, or one per entry of a stack, in a shape that broadcasts against a parameter with these axes."""
     return values.reshape([-1 if axis == stack else 1 for axis in axes]) if values.ndim else values
+
+
+def _factors(value, axes: Axes) -> np.ndarray:
+    """The value of a learning rate rule in a shape that broadcasts against a parameter with these axes."""
+    if isinstance(value, PerModel):
+        return _along(np.asarray(value.values, np.float32), "splits", axes)
+    return _along(np.asarray(value, np.float32), "layers", axes)
 
 
 def _clip(axes, largest: float) -> optax.GradientTransformation:

@@ -79,13 +79,21 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         ) from error
 
 
-def check_batch(global_batch: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Raises `UserError` unless the global batch splits evenly over microbatches and the devices that share each."""
+def check_batch(global_batch: int, mesh: Mesh, microbatches: int = 1, models: int = 1) -> None:
+    """Raises `UserError` unless the global batch splits evenly over microbatches and the devices that share each.
+
+    Args:
+      global_batch: examples per step.
+      mesh: the mesh.
+      microbatches: parts of the batch in turn.
+      models: independent models that each device has equal parts of the examples of.
+    """
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    pieces = shards * microbatches
+    pieces = shards * microbatches * models
     if global_batch % pieces:
         near = max(pieces, round(global_batch / pieces) * pieces)
-        parts = f"{microbatches} microbatches of " if microbatches > 1 else ""
+        parts = f"{models} models with {microbatches} " if models > 1 else f"{microbatches} "
+        parts = f"{parts}microbatches of " if microbatches > 1 or models > 1 else ""
         raise UserError(
             f"config.global_batch: {global_batch} does not divide over {parts}{shards} devices (data × fsdp); "
             f"use a multiple of {pieces}, such as {near}"

@@ -129,7 +129,7 @@ def make(stage: Stage, mesh: Mesh) -> Program:
             f"config.microbatches: {config.microbatches}, but the loss of stage '{config.stage}' compares each example "
             "with the whole batch and cannot be cut; use 1, and save memory with more devices or rematerialisation"
         )
-    partition.check_batch(config.global_batch, mesh, config.microbatches)
+    partition.check_batch(config.global_batch, mesh, config.microbatches, stage.dealt)
     total = steps_of(stage, "train_for")
     lengths = Lengths(
         total=total,

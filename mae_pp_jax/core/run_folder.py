@@ -77,8 +77,8 @@ class RunFolder:
             storage.remove_empty(made)
             raise
 
-    def write_drawing(self, name: str, content: bytes) -> None:
-        """Writes a file of a drawing; `name` is relative to the folder."""
+    def write_file(self, name: str, content: bytes) -> None:
+        """Writes a file beside the run's own, such as a drawing; `name` is relative to the folder."""
         if hosts.first():
             with storage.writing(self.path / name):
                 storage.make_folder((self.path / name).parent)

@@ -35,15 +35,15 @@ class InitFromConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save."""
+    """When to save, and what."""
 
     every: str = key("10%", "length between checkpoints; one is always written at the end")
     keep: int = key(2, "newest checkpoints kept", low=1)
     frozen: str = key(
-        "copy",
+        "auto",
         "whether frozen weights that came unchanged from init_from.run are written again, or that run is referred to, "
-        "which must then stay as it is",
-        choices=("copy", "reference"),
+        "which must then stay as it is; auto: reference where adapters are trained, else copy",
+        choices=("auto", "copy", "reference"),
     )
 
 
@@ -121,6 +121,8 @@ class Stage:
         lengths.
       divisible: whether the loss of a batch is the sum over its microbatches. Where each example is compared with all
         others of the batch it is not, and `microbatches` must be 1.
+      dealt: independent models whose examples must be equally many in each device's part of a microbatch.
+      refers: whether checkpoints refer to the run that frozen weights came from, with `checkpoint.frozen=auto`.
       config: the resolved config.
       records: training records in one epoch.
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, split,
@@ -132,7 +134,9 @@ class Stage:
 
     Config: ClassVar[type[StageConfig]]
     example: ClassVar[str] = "example"
-    divisible: ClassVar[bool] = True
+    divisible: bool = True
+    dealt: int = 1
+    refers: bool = False
     config: StageConfig
     records: int
     dataset: dict[str, Any]
@@ -205,6 +209,10 @@ class Stage:
     def evaluation_set(self, name: str) -> dict[str, Any]:
         """Dataset, split, records and fingerprint of what the evaluators of this name measure on; {} if unknown."""
         del name
+        return {}
+
+    def documents(self) -> dict[str, str]:
+        """Texts that are kept in the run's folder from its start: relative path → content."""
         return {}
 
     def identity(self) -> dict[str, Sequence[str]]:

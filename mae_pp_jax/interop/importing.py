@@ -154,17 +154,43 @@ def write_run(to: storage.Path, todo: Import, config: dict, source: dict) -> dic
     Raises:
       UserError: the folder is taken, or the disk is full.
     """
+    meta = _meta(todo, source)
+    with bar("converting", sum(todo.file.tensors[key].nbytes for key in todo.places)) as progress:
+        return write_folder(to, todo.parameters(progress.update), config, meta, todo.report() + "\n")
+
+
+def write_folder(to: storage.Path, parameters: Mapping[str, stream.Pieces], config: dict, meta: dict, said: str) -> dict:
+    """Writes a run that was not trained: `config.json`, `log.txt`, `checkpoints/0`, `result.json`; all at once, or nothing.
+
+    Args:
+      to: the folder; must not exist or be empty.
+      parameters: path → pieces.
+      config: the run's config as JSON.
+      meta: what the checkpoint says of them besides, at least `lineage` and `revision`.
+      said: content of `log.txt`.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: the folder is taken, or the disk is full.
+    """
     check_target(to)
-    needed = 4 * sum(int(np.prod(shape)) for shape in todo.shapes.values())
+    count = sum(int(np.prod(pieces.shape)) for pieces in parameters.values())
     half = to.with_name(f".{to.name}.converting")
     storage.remove(half)  # of a conversion that was killed
+    result = dict(stage=config["stage"], step=0, examples_seen=0, metrics={}, parameters=count)
+    result |= {name: meta[name] for name in ("lineage", "parents", "revision") if name in meta}
     try:
         with storage.writing(to, "--to"):
             storage.make_folder(half)
             free = storage.free_space(half)
-            if free < needed:
-                raise UserError(f"--to: no space left at {to}: {needed:,} bytes are needed, {free:,} are free")
-            result = _fill(half, todo, config, source)
+            if free < 4 * count:
+                raise UserError(f"--to: no space left at {to}: {4 * count:,} bytes are needed, {free:,} are free")
+            stream.write_checkpoint(half / "checkpoints" / "0", parameters, {**meta, "config": config})
+            storage.write_json(half / "config.json", config)
+            storage.write_whole(half / "log.txt", said)
+            storage.write_json(half / "result.json", result)
             storage.move(half, to)
     except BaseException:
         storage.remove(half)
@@ -179,7 +205,8 @@ def check_target(to: storage.Path) -> None:
     storage.check_writable(to, "--to", folder=True)
 
 
-def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dict:
+def _meta(todo: Import, source: dict) -> dict:
+    """What the checkpoint of an imported run says of its weights."""
     file = todo.file
     with bar("reading for SHA-256", sum(storage.size(part) for part in file.parts)) as progress:
         digest = file.sha256(progress.update)
@@ -193,8 +220,7 @@ def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dic
         resize=todo.resize,
         **source,
     )
-    meta = dict(
-        config=config,
+    return dict(
         dataset={},
         identity={"label": list(todo.classes)} if todo.classes else {},
         lineage=[lineage],
@@ -202,21 +228,6 @@ def _fill(folder: storage.Path, todo: Import, config: dict, source: dict) -> dic
         wall_seconds=0.0,
         step=0,
     )
-    with bar("converting", sum(file.tensors[key].nbytes for key in todo.places)) as progress:
-        stream.write_checkpoint(folder / "checkpoints" / "0", todo.parameters(progress.update), meta)
-    storage.write_json(folder / "config.json", config)
-    storage.write_whole(folder / "log.txt", todo.report() + "\n")
-    result = dict(
-        stage=config["stage"],
-        step=0,
-        examples_seen=0,
-        metrics={},
-        parameters=sum(int(np.prod(shape)) for shape in todo.shapes.values()),
-        lineage=[lineage],
-        revision=meta["revision"],
-    )
-    storage.write_json(folder / "result.json", result)
-    return result
 
 
 @contextlib.contextmanager

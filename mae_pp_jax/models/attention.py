@@ -1,6 +1,7 @@
 """Multi-head self-attention, and how its softmax(query · key) · value is computed on each platform."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mae_pp_jax.core import hardware, partition
-from mae_pp_jax.models import attention_cpu, attention_tpu
+from mae_pp_jax.models import adapters, attention_cpu, attention_tpu
 from mae_pp_jax.models.matmul import matmul
 
 QKV_AXES = (None, "batch", None, "tensor")
@@ -39,14 +40,17 @@ class Attention(nnx.Module):
             (heads, head_dim), width, axis=(-2, -1), kernel_init=xavier_uniform, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
-        """Tokens [batch, tokens, width] → the same; `key_mask` as in `attend`."""
+    def __call__(self, x: jax.Array, key_mask: jax.Array | None = None, lora: Mapping | None = None) -> jax.Array:
+        """Tokens [batch, tokens, width] → the same; `key_mask` as in `attend`, `lora` as `adapters.low_rank` takes it."""
         width = x.shape[-1]
         kernel, bias = (p[...].astype(self.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         qkv = _project(x, kernel.reshape(width, 3, width), bias.reshape(3, width))
+        if lora is not None and lora.keys() & set("qkv"):
+            qkv = jnp.stack([part + adapters.low_rank(lora, target, x) for part, target in zip(qkv, "qkv", strict=True)])
         out = checkpoint_name(attend(qkv, self.heads, self.attention, key_mask), "attended")
         kernel, bias = (p[...].astype(self.dtype) for p in (self.proj.kernel, self.proj.bias))
-        return matmul(out, kernel.reshape(width, width)) + bias
+        projected = matmul(out, kernel.reshape(width, width)) + bias
+        return projected if lora is None else projected + adapters.low_rank(lora, "proj", out)
 
 
 def _project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ Parameters are float32. Matmuls run in the compute dtype; LayerNorm and softmax 
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mae_pp_jax.core.partition import constrain
+from mae_pp_jax.models import adapters
 from mae_pp_jax.models.attention import Attention, xavier_uniform
 from mae_pp_jax.models.matmul import dot_general
 
@@ -55,8 +57,11 @@ class Mlp(nnx.Module):
         )
         self.fc1, self.fc2 = linear(width, hidden), linear(hidden, width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(gelu(checkpoint_name(self.fc1(x), "hidden")))
+    def __call__(self, x: jax.Array, lora: Mapping | None = None) -> jax.Array:
+        if lora is None:
+            return self.fc2(gelu(checkpoint_name(self.fc1(x), "hidden")))
+        hidden = gelu(checkpoint_name(self.fc1(x) + adapters.low_rank(lora, "fc1", x), "hidden"))
+        return self.fc2(hidden) + adapters.low_rank(lora, "fc2", hidden)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -100,19 +105,31 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, branch_scale: jax.Array | None = None, *, key_mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        branch_scale: jax.Array | None = None,
+        adapter: Mapping | None = None,
+        *,
+        key_mask: jax.Array | None = None,
     ) -> jax.Array:
         """Tokens [batch, tokens, width] → the same.
 
         Args:
           x: tokens.
           branch_scale: [2, batch], what each sample's attention and MLP branch are multiplied with; see `drop_path`.
+          adapter: this block's part of `adapters.ready`.
           key_mask: [batch, tokens] bool, False at tokens that no other attends to; see `attention.attend`.
         """
         attn_scale, mlp_scale = (None, None) if branch_scale is None else branch_scale
-        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x), key_mask), attn_scale), "attention_added")
-        x = x + _scaled(self.mlp(self.norm2(x)), mlp_scale)
-        return constrain(x, TOKEN_AXES)
+        adapter = adapter or {}
+        if "prompts" in adapter:
+            x = adapters.replace_prompts(x, adapter["prompts"])
+        lora = adapter.get("lora")
+        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x), key_mask, lora), attn_scale), "attention_added")
+        branch = _scaled(self.mlp(self.norm2(x), lora), mlp_scale)
+        if "parallel" in adapter:
+            branch = branch + adapters.parallel(adapter["parallel"], x)
+        return constrain(x + branch, TOKEN_AXES)
 
 
 def _scaled(branch: jax.Array, scale: jax.Array | None) -> jax.Array:

@@ -1,5 +1,7 @@
 """A transformer over tokens, whatever they stand for: the stack of blocks and the norm after it."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +57,7 @@ class Transformer(nnx.Module):
         keys: jax.Array | None = None,
         train: bool = False,
         key_mask: jax.Array | None = None,
+        adapters: Mapping | None = None,
     ) -> jax.Array:
         """Tokens [batch, tokens, width] → the same, after all blocks and the norm.
 
@@ -63,12 +66,15 @@ class Transformer(nnx.Module):
           keys: [batch], keys for drop path; needed to train with `drop_path` above 0.
           train: whether drop path acts.
           key_mask: [batch, tokens] bool, False at tokens that no other attends to, such as the padding of texts.
+          adapters: what is added to each block, leaves [layers, …]; see `adapters.ready`.
         """
         drop = ()
         if train and self.drop_path:
             if keys is None:
                 raise ValueError("training with drop path needs a key for each example")
             drop = (blocks.drop_path(rng.stream(keys, "drop_path"), self.drop_path, self.depth),)
+        if adapters:
+            drop = (*(drop or (None,)), adapters)
         shared = {"key_mask": key_mask}
         x = functional.scan(self.blocks, x, *drop, shared=shared, remat=self.remat, saved=blocks.SAVED)
         return x if self.norm is None else self.norm(x)

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from mae_pp_jax.core import functional, hardware, rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
+from mae_pp_jax.models import adapters as adapters_lib
 from mae_pp_jax.models import blocks, masking, positions
 from mae_pp_jax.models.blocks import TOKEN_AXES, LayerNorm
 from mae_pp_jax.models.patches import PatchEmbed, size_text
@@ -221,6 +223,7 @@ class Encoder(Transformer):
         select: jax.Array | None = None,
         keys: jax.Array | None = None,
         train: bool = False,
+        adapters: Mapping | None = None,
     ) -> jax.Array:
         """Encodes images.
 
@@ -229,6 +232,7 @@ class Encoder(Transformer):
           select: [batch, visible, patches] one-hot rows; only the patches that they pick enter the blocks.
           keys: [batch], keys for drop path; needed to train with `drop_path` above 0.
           train: whether drop path acts.
+          adapters: of `adapters.ready`; tokens that they add go through the blocks and are left out of the result.
 
         Returns:
           Tokens [batch, tokens, width] in the compute dtype, class token (if there is one) first.
@@ -239,7 +243,14 @@ class Encoder(Transformer):
         if self.config.cls_token:
             cls = self.cls_token[...].astype(self.dtype) + self._positions()[:1]
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape)), x], axis=1)
-        return self.transform(x, keys, train)
+        if not adapters:
+            return self.transform(x, keys, train)
+        own, in_blocks = x.shape[1], {name: leaves for name, leaves in adapters.items() if name != "prompt"}
+        if "prompt" in adapters:
+            x = adapters_lib.with_prompts(x, adapters["prompt"])
+        elif "prompts" in adapters:
+            x = adapters_lib.with_prompts(x, adapters["prompts"][0])
+        return self.transform(x, keys, train, adapters=in_blocks)[:, :own]
 
     def pool_tokens(self, tokens: jax.Array, pool: str | None = None) -> jax.Array:
         """Tokens [batch, tokens, width] as `__call__` returns them → one feature for each image [batch, width].
@@ -253,9 +264,9 @@ class Encoder(Transformer):
             return self.fc_norm(mean) if self.mean_pool else mean
         return tokens[:, 0]
 
-    def features(self, images: jax.Array, pool: str | None = None) -> jax.Array:
+    def features(self, images: jax.Array, pool: str | None = None, adapters: Mapping | None = None) -> jax.Array:
         """Images [batch, height, width, 3] → one feature for each [batch, width], float32; `pool` as `pool_tokens`."""
-        return self.pool_tokens(self(images), pool).astype(jnp.float32)
+        return self.pool_tokens(self(images, adapters=adapters), pool).astype(jnp.float32)
 
     def _positions(self) -> jax.Array:
         table = self.pos_embed[...]

@@ -1,7 +1,16 @@
-"""Stage `low_shot`: classifiers from k labelled images per class on frozen features (Singh et al. 2023, section 4.2).
+"""Stage `low_shot`: classifiers from k labelled images per class on a frozen encoder (Singh et al. 2023, section 4.2).
 
-`splits` independent draws of k images per class are trained side by side in one run, each with a head of its own;
-reported are mean and standard deviation over the draws.
+`splits` independent draws of k images per class are trained side by side in one run, each with a head and, if wanted,
+adapters of its own, and each at several learning rates (`lr_grid`), of which one is picked per draw on training images
+that it was not drawn. Reported are mean and standard deviation over the draws.
+
+Models are independent: none changes by what others there are. Their parameters have a leading axis `splits`, in which
+the learning rates of a draw follow one another.
+
+The head is linear, on features that are normalised as the sources do. Without adapters features do not change, and
+their mean and variance are measured once. AdaptFormer has a BatchNorm without learned scale: in training over the
+model's batch; for evaluation its statistics are measured on the draw's own images with the weights that are evaluated,
+where PyTorch takes running averages. VPT and LoRA have no normalisation.
 """
 
 import dataclasses
@@ -16,15 +25,15 @@ import numpy as np
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
-from mae_pp_jax.core.optim import FROZEN, OptimConfig
-from mae_pp_jax.data import fields, orders
+from mae_pp_jax.core.optim import FROZEN, OptimConfig, PerModel
+from mae_pp_jax.data import few_shot, fields, orders
 from mae_pp_jax.data.source import Subset, digest, few_shot_indices
 from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.classify import accuracy, restricted
-from mae_pp_jax.evaluation.low_shot import OverSplits
-from mae_pp_jax.models import vit
+from mae_pp_jax.evaluation.low_shot import OverSplits, Picker
+from mae_pp_jax.models import adapters, vit
 from mae_pp_jax.ops import losses
-from mae_pp_jax.stages.shared import features
+from mae_pp_jax.stages.shared import dealing, features
 from mae_pp_jax.stages.shared.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
@@ -35,12 +44,31 @@ class LowShotStageConfig(ImageStageConfig):
     optim: OptimConfig = section(OptimConfig, name="sgd", lr=0.1, weight_decay=1e-4)
     shots: int = key(5, "labelled images per class; a class that has fewer gives all", low=1)
     splits: int = key(5, "independent draws of the labelled images", low=1)
+    splits_from: str = key(
+        "", "folder of split files (5shot_0.txt or subsets1/5imgs_class.txt …) that say what is drawn; empty: by seed"
+    )
+    adapter: adapters.AdapterConfig = section(adapters.AdapterConfig)
+    lr_grid: tuple[float, ...] = key((1.0,), "factors on the learning rate, each a model of every draw", low=0.0)
+    select_images: int = key(
+        1000, "training images, not drawn, on which a factor of lr_grid is picked for each draw", low=1
+    )
+
+    def __post_init__(self):
+        if not self.lr_grid or len(set(self.lr_grid)) < len(self.lr_grid) or 0.0 in self.lr_grid:
+            raise UserError(f"config.lr_grid: name factors above 0, each once; got {self.lr_grid}")
 
     def unused(self):
-        return super().unused() | FROZEN_ENCODER | {"data.resample": "each split reads all its images equally often"}
+        found = {f"adapter.{name}": why for name, why in self.adapter.unused().items()}
+        if len(self.lr_grid) == 1:
+            found["select_images"] = "only a grid of learning rates (lr_grid) is picked from"
+        found["data.resample"] = "each split reads all its images equally often"
+        return super().unused() | FROZEN_ENCODER | found
 
 
 class LowShotStage(ImageStage):
+    """Parameters `encoder/…`, `heads/{kernel [models, width, classes], bias}`, with adapters `adapters/…` [models, …],
+    without `feature_norm/{mean, variance}` [splits, width]."""
+
     Config: ClassVar = LowShotStageConfig
     config: LowShotStageConfig
 
@@ -52,14 +80,47 @@ class LowShotStage(ImageStage):
                 f"use a multiple of config.splits"
             )
         self.encoder = Model(lambda rngs: vit.Encoder(config.model, self.image_size, rngs=rngs))
-        self.width = vit.dimensions(config.model).width
-        self.handoff = self.encoder_handoff(head=r"(heads|feature_norm)/.*", frozen=True)
+        self.dims = vit.dimensions(config.model)
+        self.handoff = self.encoder_handoff(head=r"(heads|feature_norm|adapters)/.*", frozen=True)
+        self.factors = len(config.lr_grid)
+        self.adapted = self.refers = config.adapter.kind != "none"
+        self.batch_norm = config.adapter.kind == "adaptformer"
+        self.divisible = not self.batch_norm
+        self.dealt = config.splits if self.adapted else 1
+
+    @functools.cached_property
+    def drawn(self) -> list[np.ndarray]:
+        """The records of each split, int64 [chosen]."""
+        config, source = self.config, self.train_source
+        if config.splits_from:
+            files = (
+                few_shot.split_file(config.splits_from, config.shots, split, config.splits)
+                for split in range(config.splits)
+            )
+            return [few_shot.read_split(file, source) for file in files]
+        labels = fields.labels(source)
+        few_shot.tell_small_classes(labels, config.shots, fields.names(source, "label"))
+        return [few_shot_indices(labels, config.shots, seed=seed) for seed in self._seeds()]
 
     @functools.cached_property
     def subsets(self) -> list[Subset]:
         """The labelled images of each split."""
-        labels, shots = fields.labels(self.train_source), self.config.shots
-        return [Subset(self.train_source, few_shot_indices(labels, shots, seed=seed)) for seed in self._seeds()]
+        return [Subset(self.train_source, drawn) for drawn in self.drawn]
+
+    @functools.cached_property
+    def selection(self) -> list[Subset]:
+        """For each split the images that its learning rate is picked on; they are of the training set and not drawn."""
+        source, wanted = self.train_source, self.config.select_images
+        left = len(source) - max(map(len, self.drawn))
+        if left < wanted:
+            raise UserError(
+                f"config.select_images: {wanted:,} images are wanted to pick a learning rate of lr_grid on, and {left:,} "
+                f"of {len(source):,} training images are left when a draw has taken its own; set "
+                + (f"config.select_images={left} or " if left else "")
+                + "a single config.lr_grid"
+            )
+        pairs = zip(self._seeds(), self.drawn, strict=True)
+        return [Subset(source, few_shot.rest(len(source), drawn, wanted, seed)) for seed, drawn in pairs]
 
     def _seeds(self) -> list[int]:
         """A seed for each split, which does not depend on how many others there are."""
@@ -78,23 +139,49 @@ class LowShotStage(ImageStage):
 
     @property
     def dataset(self):
-        drawn = digest(*(subset.fingerprint for subset in self.subsets))
-        return {**super().dataset, "shots": self.config.shots, "splits": self.config.splits, "drawn": drawn}
+        def of(subsets):
+            return digest(*(subset.fingerprint for subset in subsets))
+
+        found = {**super().dataset, "shots": self.config.shots, "splits": self.config.splits}
+        selected = {"selected": of(self.selection)} if self.factors > 1 else {}
+        return {**found, "drawn": of(self.subsets), **selected}
+
+    def documents(self):
+        """The images of each split by name, to be read again by `splits_from` or by others."""
+        files = (f"splits/{few_shot.own_name(self.config.shots, split)}" for split in range(self.config.splits))
+        return {name: few_shot.text_of(self.train_source, drawn) for name, drawn in zip(files, self.drawn, strict=True)}
 
     def targets(self):
         return {"label": ()}
 
     def init(self, key):
-        # All heads start at zero: the problem is convex, the draw of the images is what differs between splits.
-        splits = self.config.splits
-        heads = {"kernel": jnp.zeros((splits, self.width, self.classes)), "bias": jnp.zeros((splits, self.classes))}
-        norm = features.unit_norm(splits, self.width)
-        return {"encoder": self.encoder.init(key), "heads": heads, "feature_norm": norm}
+        splits, shape = self.config.splits, (self.dims.width, self.classes)
+        params = {"encoder": self.encoder.init(key)}
+        bias = jnp.zeros((splits * self.factors, self.classes))
+        if not self.adapted:
+            # All heads start at zero: the problem is convex, the draw of the images is what differs between splits.
+            heads = {"kernel": jnp.zeros((splits * self.factors, *shape)), "bias": bias}
+            return {**params, "heads": heads, "feature_norm": features.unit_norm(splits, self.dims.width)}
+        sizes = dict(depth=self.dims.depth, width=self.dims.width, mlp=self.dims.mlp, patch=self.dims.patch)
+        key = jax.random.fold_in(key, 1)
+
+        def of_split(split):
+            head, own = jax.random.split(jax.random.fold_in(key, split))
+            # Deviation of MAE's and AdaptFormer's heads; from zero the first step would not reach the adapters.
+            return jax.random.normal(head, shape) / 100, adapters.init(self.config.adapter, own, **sizes)
+
+        kernel, own = jax.tree.map(
+            lambda leaf: jnp.repeat(leaf, self.factors, axis=0), jax.lax.map(of_split, jnp.arange(splits))
+        )
+        return {**params, "heads": {"kernel": kernel, "bias": bias}, "adapters": own}
 
     def prepare(self, params, mesh):
-        batches = -(-self.records // self.config.global_batch)
-        norm = features.measure(self.features, params, self.train_batches(0), batches, mesh, self.config.splits)
-        return {**params, "feature_norm": norm}
+        return params if self.adapted else {**params, "feature_norm": self._statistics(self._frozen, params, mesh)}
+
+    def _statistics(self, function, params, mesh):
+        """Mean and variance of features on each split's own images."""
+        batches = -(-max(map(len, self.subsets)) // self.model_batch)
+        return features.measure(function, params, self.train_batches(0), batches, mesh, self.config.splits)
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The same number of images from each split, in turn; `group` names the split of an image."""
@@ -102,14 +189,20 @@ class LowShotStage(ImageStage):
             self.batches_of(subset, orders.Shuffled(len(subset), seed), seed, start_step, share=self.config.splits)
             for seed, subset in zip(self._seeds(), self.subsets, strict=True)
         ]
-        for parts in zip(*streams, strict=True):
-            # In turn, so that a batch has the same order however many processes read it.
-            group = np.tile(np.arange(len(parts), dtype=np.int32), len(parts[0]["record"]))
-            joined = {
-                name: np.stack([part[name] for part in parts], axis=1).reshape(-1, *parts[0][name].shape[1:])
-                for name in ("image", "label", "unreadable")
-            }
-            yield {**joined, "group": group}
+        return dealing.deal(streams, ("image", "label", "unreadable"), self._in_a_row)
+
+    def select_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over `selection`, dealt out as the training batches are; `mask` is 0 on padding."""
+        crop = next(iter(self.config.evals.values()))
+        streams = [
+            self.eval_batches_of(subset, crop, self.example_spec(), self.model_batch) for subset in self.selection
+        ]
+        return dealing.deal(streams, ("image", "label", "mask"))
+
+    @property
+    def _in_a_row(self) -> int:
+        """Images of one split that follow one another, so that each microbatch is dealt out alike."""
+        return self.config.microbatches if self.adapted else 1
 
     def batch_spec(self):
         group = jax.ShapeDtypeStruct((self.config.global_batch,), jnp.int32)
@@ -120,46 +213,130 @@ class LowShotStage(ImageStage):
 
     def augment(self, batch, keys):
         # An example takes the key of its place in its own split: more splits change none of the others' numbers.
-        return {**batch, "key": keys.reshape(self.config.splits, -1).T.reshape(-1)}
+        return {**batch, "key": dealing.dealt_keys(keys, self.config.splits, self._in_a_row)}
 
-    def features(self, params, batch, keys=None):
-        """Frozen features [batch, width] of a batch; flipped at random when keys [batch] are given."""
+    def _frozen(self, params, batch, keys=None):
+        """Features of the encoder alone [batch, width]; images are flipped at random when keys [batch] are given."""
         pixels = self.pixels(batch, keys)
         return jax.lax.stop_gradient(self.encoder.apply(params["encoder"], pixels, method="features"))
 
-    def logits(self, params, batch, keys=None):
-        """Logits of every split's head, [batch, splits, classes]."""
-        x = features.normalize(params["feature_norm"], self.features(params, batch, keys))
-        return jnp.einsum("bsd,sdc->bsc", x, params["heads"]["kernel"]) + params["heads"]["bias"]
+    def _adapted(self, params, own, pixels, keys=None):
+        """Features [batch, width] of one model with the adapters `own`; keys [batch] are for dropout."""
+        ready = adapters.ready(self.config.adapter, own, keys)
+        return self.encoder.apply(params["encoder"], pixels, method="features", adapters=ready)
+
+    def _own_adapted(self, params, batch, keys=None):
+        """Features of dealt images in the models of their own split, [batch / splits, splits, models, width]."""
+        splits = self.config.splits
+        pixels, keys = jax.tree.map(lambda x: x.reshape(-1, splits, *x.shape[1:]), (self.pixels(batch, keys), keys))
+        one = functools.partial(self._adapted, params)
+        of_split = jax.vmap(one, in_axes=(0, None, None))  # its learning rates see the same images
+        own = dealing.by_split(params["adapters"], splits)
+        return jax.vmap(of_split, in_axes=(0, 1, 1), out_axes=1)(own, pixels, keys).swapaxes(0, 2)
+
+    def own_logits(self, params, batch, keys=None):
+        """Logits of images in the models of their own split, [batch, models of a split, classes].
+
+        Args:
+          params: all parameters.
+          batch: images dealt out to the splits.
+          keys: [batch], for flips and dropout in training; None in evaluation.
+        """
+        heads = dealing.by_split(params["heads"], self.config.splits)
+        if not self.adapted:
+            x = features.normalize(params["feature_norm"], self._frozen(params, batch, keys))
+            logits = jnp.einsum("bsd,sfdc->bsfc", x, heads["kernel"]) + heads["bias"]
+            return jnp.einsum("bsfc,bs->bfc", logits, jax.nn.one_hot(batch["group"], self.config.splits))
+        x = self._own_adapted(params, batch, keys)
+        if self.batch_norm:
+            x = features.batch_norm(x) if keys is not None else features.normalized(params["feature_norm"], x, (0, 2))
+        logits = jnp.einsum("bsfd,sfdc->bsfc", x, heads["kernel"]) + heads["bias"]
+        return logits.reshape(-1, *logits.shape[2:])
+
+    def logits(self, params, batch):
+        """Logits of images in one model for each split, [batch, splits, classes]."""
+        heads = params["heads"]
+        if not self.adapted:
+            x = features.normalize(params["feature_norm"], self._frozen(params, batch))
+        else:
+            pixels = self.pixels(batch)
+            # One after another: an evaluation of many models needs the memory of one.
+            x = jax.lax.map(lambda own: self._adapted(params, own, pixels), params["adapters"]).swapaxes(0, 1)
+            if self.batch_norm:
+                x = features.normalized(params["feature_norm"], x, (0,))
+        return jnp.einsum("bsd,sdc->bsc", x, heads["kernel"]) + heads["bias"]
 
     def loss(self, params, batch, keys):
         del keys
-        own = jax.nn.one_hot(batch["group"], self.config.splits)
-        logits = jnp.einsum("bsc,bs->bc", self.logits(params, batch, batch["key"]), own)
-        loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
+        logits = self.own_logits(params, batch, batch["key"])
+        labels = jnp.repeat(batch["label"], self.factors)
+        logits = logits.reshape(-1, self.classes)
+        loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(labels, self.classes))
         ones = jnp.ones_like(loss)
-        # Heads are independent: each one's gradient is that of the mean over its own images.
-        metrics = {"loss": (jnp.sum(loss), jnp.sum(ones)), **accuracy(logits, batch["label"], ones)}
-        return (jnp.sum(loss), jnp.sum(ones) / self.config.splits), metrics
+        # Models are independent: each one's gradient is that of the mean over its own images.
+        metrics = {"loss": (jnp.sum(loss), jnp.sum(ones)), **accuracy(logits, labels, ones)}
+        return (jnp.sum(loss), jnp.sum(ones) / (self.config.splits * self.factors)), metrics
 
     def evaluators(self):
         def test(params, batch):
             logits = restricted(self.logits(params, batch), batch)
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
-        return [OverSplits(name, test, batches) for name, batches in self.eval_passes().items()]
+        picker = Picker(self.config.lr_grid, self._take, self._complete, self._select, self.select_batches)
+        return [OverSplits(name, test, batches, picker) for name, batches in self.eval_passes().items()]
+
+    def _take(self, params, choice):
+        """Parameters of one model for each split, the `choice`-th (an index, or [splits]) of its learning rates."""
+        index = np.arange(self.config.splits) * self.factors + choice
+        models = {name: params[name] for name in ("heads", "adapters") if name in params}
+        return {**params, **jax.tree.map(lambda leaf: leaf[index], models)} if self.factors > 1 else params
+
+    def _complete(self, params, mesh):
+        """With the statistics that a BatchNorm has in evaluation."""
+        if not self.batch_norm:
+            return params
+        return {**params, "feature_norm": self._statistics(self._own_features, params, mesh)}
+
+    def _own_features(self, params, batch):
+        return self._own_adapted(params, batch).reshape(-1, self.dims.width)
+
+    def _select(self, params, batch):
+        """Accuracy and loss [splits] of one model for each split on images dealt out to them."""
+        logits = self.own_logits(params, batch)[:, 0]
+        losses_ = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
+
+        def of_split(logits, loss, label, mask):
+            return {
+                "loss": (jnp.sum(loss * mask), jnp.sum(mask)),
+                "accuracy": accuracy(logits, label, mask)["accuracy"],
+            }
+
+        dealt = (
+            x.reshape(-1, self.config.splits, *x.shape[1:]) for x in (logits, losses_, batch["label"], batch["mask"])
+        )
+        return jax.vmap(of_split, in_axes=1)(*dealt)
 
     def chance(self):
         found = chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())
         return {name: level for name, level in found.items() if name == "train/loss" or name.endswith("/accuracy")}
 
     def train_flops_per_example(self):
-        forward = vit.forward_flops(self.config.model, self.image_size)
-        return forward + 3 * 2.0 * self.width * self.classes * self.config.splits
+        own, models = self.config.adapter, self.config.splits * self.factors
+        head = 3 * 2.0 * self.dims.width * self.classes
+        if not self.adapted:
+            return vit.forward_flops(self.config.model, self.image_size) + head * models
+        sizes = dict(depth=self.dims.depth, width=self.dims.width, mlp=self.dims.mlp)
+        plain = int(np.prod(vit.grid(self.config.model, self.image_size))) + int(self.config.model.cls_token)
+        tokens = plain + adapters.extra_tokens(own)
+        # Gradients pass through the frozen products, which get none themselves.
+        through = 2 * vit.forward_flops(self.config.model, self.image_size, tokens)
+        return self.factors * (through + 3 * adapters.forward_flops(own, **sizes, tokens=tokens) + head)
 
     def parameter_axes(self):
         heads = ((r"heads/kernel", ("splits", None, None)), (r"(heads|feature_norm)/.*", ("splits", None)))
-        return (*heads, *super().parameter_axes())
+        own = tuple((f"adapters/{pattern}", ("splits", *axes)) for pattern, axes in adapters.PARAMETER_AXES)
+        return (*heads, *own, *super().parameter_axes())
 
     def lr_rules(self):
-        return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", 1.0))
+        factors = PerModel(self.config.lr_grid * self.config.splits) if self.factors > 1 else self.config.lr_grid[0]
+        return ((r"(encoder|feature_norm)/.*", FROZEN), (r".*", factors))

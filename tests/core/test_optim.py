@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,25 @@ def test_layer_decay_gives_each_stacked_block_its_own_factor():
     np.testing.assert_allclose(moved["encoder"]["blocks"]["fc"]["kernel"][0], 0.25, rtol=1e-4)
     np.testing.assert_allclose(moved["encoder"]["blocks"]["fc"]["bias"][1], 0.5, rtol=1e-4)
     np.testing.assert_allclose(moved["head"]["kernel"], 1.0, rtol=1e-4)
+
+
+def test_independent_models_learn_at_rates_of_their_own():
+    """Also where the leaf has layers as well: a factor belongs to the axis of the models."""
+    axes = {"own/kernel": ("splits", "layers", None), "own/bias": ("splits", None)}
+    params = unflatten({"own/kernel": jnp.full((2, 2, 3), 0.5), "own/bias": jnp.full((2, 3), 0.5)})
+    config = config_lib.resolve(optim.OptimConfig, dict(name="sgd", lr=0.1, lr_batch=0, warmup="0 steps", shape="constant"))
+    optimizer = optim.make(
+        dataclasses.replace(config, weight_decay=0.0),
+        params,
+        axes=axes,
+        lr_rules=((".*", optim.PerModel((1.0, 0.25))),),
+        decay_rules=optim.NO_DECAY_ON_BIAS_AND_SCALE,
+        **dict(total=10, records=10, global_batch=10, model_batch=10),
+    )
+    new, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    for leaf in jax.tree.leaves(new):
+        np.testing.assert_allclose(leaf[0], 0.4, rtol=1e-6)
+        np.testing.assert_allclose(leaf[1], 0.475, rtol=1e-6)
 
 
 def test_frozen_leaves_have_no_state_and_do_not_move():

@@ -13,7 +13,7 @@ from mae_pp_jax.commands import convert
 from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core.functional import Model, flatten, unflatten
 from mae_pp_jax.interop import files, matching
-from mae_pp_jax.models import mae, masking, positions, vit
+from mae_pp_jax.models import adapters, mae, masking, positions, vit
 from mae_pp_jax.stages import registry
 
 LIMIT = 2e-5  # on max |ours - theirs| / max |theirs|; float32 in another order of summation
@@ -121,6 +121,52 @@ def _check_gradients(folder: pathlib.Path, ours: dict) -> dict[str, float]:
         scale = scale_of(f"gradient/{name}", stored)
         place = matching.place(*match.rows[name], ours[match.rows[name][0].path].shape)
         found[f"gradient {name}"] = difference(ours[place.path][place.index], place.take(gradient), scale)
+    return found
+
+
+def adapters_of(kind: str, arrays: dict) -> dict[str, np.ndarray]:
+    """Path → array of a kind's parameters, or of gradients that go by their names, brought into our shapes."""
+    if kind in adapters.VPT:
+        return {"prompt" if kind == "vpt_shallow" else "prompts": arrays["prompts"]}
+    if kind == "adaptformer":
+        names = {f"parallel/{part}/{ours}": f"{part}.{theirs}" for part in ("down", "up") for ours, theirs in DENSE.items()}
+        return {path: np.swapaxes(arrays[n], 1, 2) if arrays[n].ndim == 3 else arrays[n] for path, n in names.items()}
+    targets = {name.partition(".")[0] for name in arrays}
+    return {f"lora/{t}/{l.lower()}": np.swapaxes(arrays[f"{t}.{l}"], 1, 2) for t in sorted(targets) for l in "AB"}
+
+
+DENSE = {"kernel": "weight", "bias": "bias"}
+KINDS = {
+    "vpt_shallow": dict(tokens=3),
+    "vpt_deep": dict(tokens=3),
+    "adaptformer": dict(bottleneck=6),
+    "lora": dict(rank=2, alpha=5.0, targets=adapters.TARGETS),
+}
+
+
+def check_adapters(folder: pathlib.Path, run: pathlib.Path) -> dict[str, float]:
+    """Differences of tokens and of gradients of adapters, by kind, of the case of `adapter_references`."""
+    convert.import_file(str(weights_of(folder)), str(run), **json.loads((folder / "case.json").read_text()))
+    arrays = dict(np.load(folder / "arrays.npz"))
+    stage, params = load(run)
+    images, weight, found = jnp.asarray(arrays["images"]), jnp.asarray(arrays["weight"]), {}
+    for kind, keys in KINDS.items():
+        own = {name.removeprefix(f"{kind}/"): value for name, value in arrays.items() if name.startswith(f"{kind}/")}
+        theirs = {n.removeprefix("gradient/"): own.pop(n) for n in list(own) if n.startswith("gradient/")}
+        answer, config = own.pop("tokens"), adapters.AdapterConfig(kind=kind, **keys)
+
+        def loss(leaves, config=config):
+            ready = adapters.ready(config, leaves)
+            tokens = stage.model.apply(params["encoder"], images, adapters=ready)
+            return jnp.sum(tokens * weight), tokens
+
+        leaves = unflatten({path: jnp.asarray(value) for path, value in adapters_of(kind, own).items()})
+        shapes = jax.eval_shape(lambda: adapters.init(config, jax.random.key(0), **dict(depth=3, width=16, mlp=64, patch=4)))
+        assert jax.tree.map(jnp.shape, leaves) == jax.tree.map(lambda s: s.shape, shapes)
+        (_, tokens), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(leaves)
+        found[f"{kind} tokens"] = difference(tokens, answer)
+        theirs = adapters_of(kind, theirs)
+        found |= {f"{kind} gradient {p}": difference(g, theirs[p]) for p, g in flatten(gradients).items()}
     return found
 
 

@@ -269,6 +269,13 @@ def positions(folder: pathlib.Path, seed: int, *, old: int = 4, new: tuple[int, 
     np.savez_compressed(folder / "arrays.npz", **{name: value.numpy() for name, value in arrays.items()})
 
 
+def adapters(folder: pathlib.Path, seed: int) -> None:
+    """Adapters on timm's VisionTransformer; see `adapter_references`."""
+    from tests.parity import adapter_references
+
+    adapter_references.adapters(folder, seed)
+
+
 CASES = {
     "timm_token": lambda folder: timm(folder, 0),
     "timm_mean": lambda folder: timm(folder, 1, pool="avg", patch=7, image=28, width=32, heads=2),
@@ -280,6 +287,7 @@ CASES = {
     "big_vision": lambda folder: big_vision(folder, 7),
     "vision_transformer": lambda folder: big_vision(folder, 8, forerunner=True),
     "positions": lambda folder: positions(folder, 9),
+    "adapters": lambda folder: adapters(folder, 10),
 }
 
 

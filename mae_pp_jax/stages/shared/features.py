@@ -23,7 +23,19 @@ def unit_norm(groups: int, width: int) -> dict[str, jax.Array]:
 
 def normalize(norm: dict[str, jax.Array], features: jax.Array) -> jax.Array:
     """Features [batch, width] → [batch, groups, width] under the statistics of each group."""
-    return (features[:, None] - norm["mean"]) * jax.lax.rsqrt(norm["variance"] + EPSILON)
+    return normalized(norm, features[:, None], (0,))
+
+
+def normalized(norm: dict[str, jax.Array], features: jax.Array, extra: tuple[int, ...]) -> jax.Array:
+    """Features [groups, width] with more axes at the places `extra`, each under the statistics of its group."""
+    mean, variance = (jnp.expand_dims(norm[name], extra) for name in ("mean", "variance"))
+    return (features - mean) * jax.lax.rsqrt(variance + EPSILON)
+
+
+def batch_norm(features: jax.Array) -> jax.Array:
+    """Features [batch, …, width] under the mean and variance of the batch, as PyTorch's BatchNorm in training."""
+    centered = features - jnp.mean(features, axis=0)
+    return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=0) + EPSILON)
 
 
 def measure(features: Callable, params, batches: Iterator, count: int, mesh, groups: int = 1) -> dict[str, np.ndarray]:

@@ -256,12 +256,25 @@ class ImageStage(Stage):
 
     def eval_batches(self, name: str) -> Iterator[dict[str, np.ndarray]]:
         """One pass over an evaluation set; `mask` is 0 on padding."""
-        config = self.config.evals[name]
+        source, config = self.eval_source(name), self.config.evals[name]
+        return self.eval_batches_of(source, config, self.eval_spec(name), self.config.global_batch)
+
+    def eval_batches_of(
+        self, source: fields.Source, config: EvalConfig, spec: pipeline.Spec, batch: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over the records of `source`, cropped as `config` says, `batch` at a time; `mask` is 0 on padding.
+
+        Args:
+          source: the records.
+          config: of the evaluation set whose crop is taken.
+          spec: what an example holds, as `example_spec`.
+          batch: records per batch, over all processes.
+        """
         return pipeline.eval_batches(
-            self.eval_source(name),
+            source,
             lambda record: self.load_eval(record, config),
-            self.eval_spec(name),
-            global_batch=self.config.global_batch,
+            spec,
+            global_batch=batch,
             process_index=self.reader[0],
             process_count=self.reader[1],
             threads=self.config.data.threads,

@@ -49,6 +49,11 @@ def load(
     step = checkpoint.find(run, field="--workdir")
     config = checkpoint.meta(run, step)["config"]
     found = checkpoint.weights(run, step)
+    if any(path.startswith("adapters/") for path in found):
+        raise UserError(
+            f"--workdir: {run} has adapters of several models in one encoder; give the run that it started from "
+            f"({config['init_from']['run']}), or with LoRA one that convert --merge makes of it"
+        )
     saved = {p: leaf for p, leaf in found.items() if p.startswith("encoder/") or p == "projection/kernel"}
     if "encoder/pos_embed" not in saved:
         raise UserError(f"--workdir: {run} is a run of stage '{config['stage']}' and holds no image encoder")
