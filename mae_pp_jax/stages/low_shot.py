@@ -149,9 +149,7 @@ class LowShotStage(ImageStage):
     def documents(self):
         """The images of each split by name, to be read again by `splits_from` or by others."""
         files = (f"splits/{few_shot.own_name(self.config.shots, split)}" for split in range(self.config.splits))
-        return {
-            name: few_shot.text_of(self.train_source, drawn) for name, drawn in zip(files, self.drawn, strict=True)
-        }
+        return {name: few_shot.text_of(self.train_source, drawn) for name, drawn in zip(files, self.drawn, strict=True)}
 
     def targets(self):
         return {"label": ()}
@@ -228,9 +226,7 @@ class LowShotStage(ImageStage):
     def _own_adapted(self, params, batch, keys=None):
         """Features of dealt images in the models of their own split, [batch / splits, splits, models, width]."""
         splits = self.config.splits
-        pixels, keys = jax.tree.map(
-            lambda x: x.reshape(-1, splits, *x.shape[1:]), (self.pixels(batch, keys), keys)
-        )
+        pixels, keys = jax.tree.map(lambda x: x.reshape(-1, splits, *x.shape[1:]), (self.pixels(batch, keys), keys))
         one = functools.partial(self._adapted, params)
         of_split = jax.vmap(one, in_axes=(0, None, None))  # its learning rates see the same images
         own = dealing.by_split(params["adapters"], splits)
@@ -313,7 +309,9 @@ class LowShotStage(ImageStage):
                 "accuracy": accuracy(logits, label, mask)["accuracy"],
             }
 
-        dealt = (x.reshape(-1, self.config.splits, *x.shape[1:]) for x in (logits, losses_, batch["label"], batch["mask"]))
+        dealt = (
+            x.reshape(-1, self.config.splits, *x.shape[1:]) for x in (logits, losses_, batch["label"], batch["mask"])
+        )
         return jax.vmap(of_split, in_axes=1)(*dealt)
 
     def chance(self):

@@ -20,7 +20,14 @@ from tests.conftest import RECIPES
 from tests.stages.conftest import params_of, recipe, stage_of, stage_of_run
 
 # Of SGD an update is linear in the gradient; AdamW's makes the rounding of small ones large.
-SMALL = {"data.flip": "true", "data.crop": "shift", "optim.name": "sgd", "optim.lr": "1", "optim.lr_batch": "0", "seed": "3"}
+SMALL = {
+    "data.flip": "true",
+    "data.crop": "shift",
+    "optim.name": "sgd",
+    "optim.lr": "1",
+    "optim.lr_batch": "0",
+    "seed": "3",
+}
 LORA = {"adapter.kind": "lora", "adapter.rank": "2", "adapter.targets": "q,v,proj,fc2"}
 TRAINED = {
     **RECIPES["low_shot"],
@@ -49,7 +56,9 @@ def same(one, two):
         np.testing.assert_allclose(two[path], value, rtol=2e-5, atol=2e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["adaptformer", *(pytest.param(k, marks=pytest.mark.slow) for k in ("vpt_deep", "lora"))])
+@pytest.mark.parametrize(
+    "kind", ["adaptformer", *(pytest.param(k, marks=pytest.mark.slow) for k in ("vpt_deep", "lora"))]
+)
 def test_more_draws_and_learning_rates_change_no_other_model(kind):
     """Nor do devices. AdaptFormer has all that could couple models: dropout, and a normalisation over a model's batch."""
     more = {"adapter.scale": "10"} if kind == "adaptformer" else {}  # all its leaves move far in three steps
@@ -162,7 +171,10 @@ def test_what_is_refused_of_a_run_with_adapters(lora_run, runs, tmp_path, capsys
 @pytest.mark.parametrize(
     "keys, said",
     [
-        ({"adapter.kind": "lora", "adapter.tokens": "3"}, "adapter.tokens: 3 has no effect: only adapter.kind=vpt_shallow"),
+        (
+            {"adapter.kind": "lora", "adapter.tokens": "3"},
+            "adapter.tokens: 3 has no effect: only adapter.kind=vpt_shallow",
+        ),
         ({"adapter.rank": "3"}, "adapter.rank: 3 has no effect: only adapter.kind=lora uses it"),
         ({"adapter.kind": "lora", "adapter.targets": "qkv"}, "adapter.targets: 'qkv' is not one of"),
         ({"adapter.kind": "vpt_deep", "adapter.tokens": "0"}, "adapter.tokens: must be at least 1"),
