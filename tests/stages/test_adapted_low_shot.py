@@ -16,7 +16,7 @@ from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
-from tests.conftest import RECIPES
+from tests.conftest import RECIPES, ROOT
 from tests.stages.conftest import params_of, recipe, stage_of, stage_of_run
 
 # Of SGD an update is linear in the gradient; AdamW's makes the rounding of small ones large.
@@ -193,3 +193,16 @@ def test_bad_keys_are_one_line(keys, said):
         mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {}), jax.devices()[:1])
         program_lib.make(stage, mesh)
         stage.dataset  # noqa: B018 what `train` looks at before it writes anything
+
+
+@pytest.mark.parametrize("kind", ["vpt_shallow", "vpt_deep", "adaptformer", "lora"])
+def test_recipes_take_every_kind(kind):
+    """Also where the data is not at hand: what one image costs needs none."""
+    for name in ("digits", "in1k"):
+        mapping = config_lib.load_file(f"{ROOT}/configs/low_shot/{name}.py:adapter={kind},shots=1")
+        config = registry.resolve(mapping)
+        assert config.adapter.kind == kind and config.shots == 1
+    plain = registry.create(registry.resolve(config_lib.load_file(f"{ROOT}/configs/low_shot/in1k.py:shots=1")))
+    adapted = registry.create(config)
+    per_model = adapted.train_flops_per_example() / adapted.factors
+    assert 1.9 < per_model / plain.train_flops_per_example() < 2.2
