@@ -60,7 +60,8 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
         params = stage.prepare(params, prog.mesh)
         frozen = flatten(prog.optimizer.split(params)[1])
         unchanged = {path: leaf for path, leaf in moved.items() if frozen.get(path) is received[path]}
-        references = _references(unchanged, frozen, config.checkpoint.frozen, stage.refers)
+        refers = {"auto": stage.refers and unchanged, "reference": True}.get(config.checkpoint.frozen)
+        references = _references(unchanged, frozen) if refers else []
         return jax.jit(prog.first_state, out_shardings=prog.shardings)(params), sources, account, references
 
 
@@ -95,9 +96,7 @@ def run(stage: Stage, workdir: str) -> dict:
         resuming = bool(hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)))
         state, sources, account, frozen = (None, {}, "", []) if resuming else initial_state(prog)
         if not resuming:
-            folder.create()
-            for name, text in stage.documents().items():
-                folder.write_file(name, text.encode())
+            folder.create(stage.documents())
         cleanup.enter_context(run_folder.log_to(folder.path))
         saves = checkpoint.Checkpoints(folder.checkpoints, stage.config.checkpoint.keep, still_owned)
         cleanup.callback(saves.close)
@@ -290,20 +289,12 @@ def _shown(values: dict[str, float | None]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
 
 
-def _references(unchanged: dict, frozen: dict, wanted: str, auto: bool) -> list[dict]:
-    """References to the frozen weights that came unchanged from another run, if they are wanted.
-
-    Args:
-      unchanged: path → where the weight lies.
-      frozen: path → the weight.
-      wanted: value of config.checkpoint.frozen.
-      auto: whether `auto` wants them.
+def _references(unchanged: dict, frozen: dict) -> list[dict]:
+    """References to the frozen weights that came unchanged from another run.
 
     Raises:
       UserError: there are none, so that the key would do nothing.
     """
-    if wanted == "copy" or wanted == "auto" and not (auto and unchanged):
-        return []
     if not unchanged:
         raise UserError(
             "config.checkpoint.frozen: 'reference' has nothing to refer to, as no weight is both frozen and taken as "

@@ -61,8 +61,8 @@ class RunFolder:
         path = self.path / "result.json"
         return hosts.from_first(lambda: storage.read_json(path) if storage.is_file(path) else None)
 
-    def create(self) -> None:
-        """Makes the folder and writes the config.
+    def create(self, documents: Mapping[str, str] | None = None) -> None:
+        """Makes the folder and writes the config, and texts under their names relative to it.
 
         Raises:
           UserError: it cannot be written.
@@ -76,6 +76,8 @@ class RunFolder:
         except UserError:
             storage.remove_empty(made)
             raise
+        for name, text in (documents or {}).items():
+            self.write_file(name, text.encode())
 
     def write_file(self, name: str, content: bytes) -> None:
         """Writes a file beside the run's own, such as a drawing; `name` is relative to the folder."""

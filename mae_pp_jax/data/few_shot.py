@@ -65,7 +65,9 @@ def read_split(path: str | os.PathLike, source: fields.Source, field: str = "con
     """
     where = storage.path(path, field)
     if not storage.is_file(where):
-        raise UserError(f"{field}: there is no file {where}; give a folder of split files, one name of an image per line")
+        raise UserError(
+            f"{field}: there is no file {where}; give a folder of split files, one name of an image per line"
+        )
     lines = [line.strip() for line in storage.read_bytes(where).decode(errors="replace").splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{field}: {where} names no image; give a file with one name per line")

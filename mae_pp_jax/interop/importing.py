@@ -159,7 +159,9 @@ def write_run(to: storage.Path, todo: Import, config: dict, source: dict) -> dic
         return write_folder(to, todo.parameters(progress.update), config, meta, todo.report() + "\n")
 
 
-def write_folder(to: storage.Path, parameters: Mapping[str, stream.Pieces], config: dict, meta: dict, said: str) -> dict:
+def write_folder(
+    to: storage.Path, parameters: Mapping[str, stream.Pieces], config: dict, meta: dict, said: str
+) -> dict:
     """Writes a run that was not trained: `config.json`, `log.txt`, `checkpoints/0`, `result.json`; all at once, or nothing.
 
     Args:

@@ -58,9 +58,7 @@ def merge(run: storage.Path, to: storage.Path, split: int, step: str = "last") -
     shared = ("model", "data", "evals", "declared", "seed", "global_batch")
     source = dict(run=str(run), stage=config["stage"], step=at, params_sha256=checkpoint.weights_sha256(run, at, found))
     joined, parents = lineage.join({"": {**source, "lineage": meta["lineage"], "parents": meta.get("parents")}})
-    record = dict(
-        dataset=meta["dataset"], lineage=joined, parents=parents, revision=run_folder.code_revision(), step=0
-    )
+    record = dict(dataset=meta["dataset"], lineage=joined, parents=parents, revision=run_folder.code_revision(), step=0)
     merged = {"stage": "classify", **{name: config[name] for name in shared}}
     said = f"merged split {split} of {run}, step {at}, adapter {config['adapter']}\n"
     return importing.write_folder(
@@ -103,7 +101,9 @@ def _pieces(path: str, found: dict[str, leaves.Leaf], config: dict, model: int) 
         for layer in range(leaf.shape[0]):
             kernel = _read(leaf, layer)
             for target in targets:
-                a, b = (_read(found[f"adapters/lora/{target}/{name}"], model, layer).astype(np.float64) for name in "ab")
+                a, b = (
+                    _read(found[f"adapters/lora/{target}/{name}"], model, layer).astype(np.float64) for name in "ab"
+                )
                 part = kernel[:, "qkv".index(target)] if target in "qkv" else kernel
                 part += (adapter.alpha / adapter.rank * (a @ b)).reshape(part.shape)
             yield (layer,), kernel

@@ -51,7 +51,10 @@ class AdapterConfig:
     bottleneck: int = config_key(64, "adaptformer: hidden channels", low=1)
     scale: float = config_key(0.1, "adaptformer: factor on what it adds", low=0.0)
     dropout: float | None = config_key(
-        None, "rate in training: of vpt's tokens (none: 0) or adaptformer's hidden channels (none: 0.1)", low=0.0, high=0.9
+        None,
+        "rate in training: of vpt's tokens (none: 0) or adaptformer's hidden channels (none: 0.1)",
+        low=0.0,
+        high=0.9,
     )
     rank: int = config_key(8, "lora: rank of what is added to a kernel", low=1)
     alpha: float = config_key(8.0, "lora: what it adds is multiplied by alpha / rank", low=0.0)

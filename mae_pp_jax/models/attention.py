@@ -46,7 +46,9 @@ class Attention(nnx.Module):
         kernel, bias = (p[...].astype(self.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         qkv = _project(x, kernel.reshape(width, 3, width), bias.reshape(3, width))
         if lora is not None and lora.keys() & set("qkv"):
-            qkv = jnp.stack([part + adapters.low_rank(lora, target, x) for part, target in zip(qkv, "qkv", strict=True)])
+            qkv = jnp.stack(
+                [part + adapters.low_rank(lora, target, x) for part, target in zip(qkv, "qkv", strict=True)]
+            )
         out = checkpoint_name(attend(qkv, self.heads, self.attention, key_mask), "attended")
         kernel, bias = (p[...].astype(self.dtype) for p in (self.proj.kernel, self.proj.bias))
         projected = matmul(out, kernel.reshape(width, width)) + bias

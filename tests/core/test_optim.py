@@ -72,7 +72,9 @@ def test_independent_models_learn_at_rates_of_their_own():
     """Also where the leaf has layers as well: a factor belongs to the axis of the models."""
     axes = {"own/kernel": ("splits", "layers", None), "own/bias": ("splits", None)}
     params = unflatten({"own/kernel": jnp.full((2, 2, 3), 0.5), "own/bias": jnp.full((2, 3), 0.5)})
-    config = config_lib.resolve(optim.OptimConfig, dict(name="sgd", lr=0.1, lr_batch=0, warmup="0 steps", shape="constant"))
+    config = config_lib.resolve(
+        optim.OptimConfig, dict(name="sgd", lr=0.1, lr_batch=0, warmup="0 steps", shape="constant")
+    )
     optimizer = optim.make(
         dataclasses.replace(config, weight_decay=0.0),
         params,

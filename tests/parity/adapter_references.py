@@ -127,5 +127,3 @@ def adapters(folder: pathlib.Path, seed: int) -> None:
                     named.setdefault(f"{target}.{letter}", []).append(table[target])
     answer("lora", named)
     references.write(folder, weights, arrays, dict(heads=SIZES["heads"], image_size=0))
-
-

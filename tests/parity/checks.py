@@ -129,7 +129,9 @@ def adapters_of(kind: str, arrays: dict) -> dict[str, np.ndarray]:
     if kind in adapters.VPT:
         return {"prompt" if kind == "vpt_shallow" else "prompts": arrays["prompts"]}
     if kind == "adaptformer":
-        names = {f"parallel/{part}/{ours}": f"{part}.{theirs}" for part in ("down", "up") for ours, theirs in DENSE.items()}
+        names = {
+            f"parallel/{part}/{ours}": f"{part}.{theirs}" for part in ("down", "up") for ours, theirs in DENSE.items()
+        }
         return {path: np.swapaxes(arrays[n], 1, 2) if arrays[n].ndim == 3 else arrays[n] for path, n in names.items()}
     targets = {name.partition(".")[0] for name in arrays}
     return {f"lora/{t}/{l.lower()}": np.swapaxes(arrays[f"{t}.{l}"], 1, 2) for t in sorted(targets) for l in "AB"}
@@ -161,7 +163,9 @@ def check_adapters(folder: pathlib.Path, run: pathlib.Path) -> dict[str, float]:
             return jnp.sum(tokens * weight), tokens
 
         leaves = unflatten({path: jnp.asarray(value) for path, value in adapters_of(kind, own).items()})
-        shapes = jax.eval_shape(lambda: adapters.init(config, jax.random.key(0), **dict(depth=3, width=16, mlp=64, patch=4)))
+        shapes = jax.eval_shape(
+            lambda: adapters.init(config, jax.random.key(0), **dict(depth=3, width=16, mlp=64, patch=4))
+        )
         assert jax.tree.map(jnp.shape, leaves) == jax.tree.map(lambda s: s.shape, shapes)
         (_, tokens), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(leaves)
         found[f"{kind} tokens"] = difference(tokens, answer)

@@ -16,11 +16,18 @@ from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten, unflatten
 from mae_pp_jax.stages import registry
-from tests.conftest import RECIPES
+from tests.conftest import RECIPES, ROOT
 from tests.stages.conftest import params_of, recipe, stage_of, stage_of_run
 
 # Of SGD an update is linear in the gradient; AdamW's makes the rounding of small ones large.
-SMALL = {"data.flip": "true", "data.crop": "shift", "optim.name": "sgd", "optim.lr": "1", "optim.lr_batch": "0", "seed": "3"}
+SMALL = {
+    "data.flip": "true",
+    "data.crop": "shift",
+    "optim.name": "sgd",
+    "optim.lr": "1",
+    "optim.lr_batch": "0",
+    "seed": "3",
+}
 LORA = {"adapter.kind": "lora", "adapter.rank": "2", "adapter.targets": "q,v,proj,fc2"}
 TRAINED = {
     **RECIPES["low_shot"],
@@ -49,7 +56,9 @@ def same(one, two):
         np.testing.assert_allclose(two[path], value, rtol=2e-5, atol=2e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["adaptformer", *(pytest.param(k, marks=pytest.mark.slow) for k in ("vpt_deep", "lora"))])
+@pytest.mark.parametrize(
+    "kind", ["adaptformer", *(pytest.param(k, marks=pytest.mark.slow) for k in ("vpt_deep", "lora"))]
+)
 def test_more_draws_and_learning_rates_change_no_other_model(kind):
     """Nor do devices. AdaptFormer has all that could couple models: dropout, and a normalisation over a model's batch."""
     more = {"adapter.scale": "10"} if kind == "adaptformer" else {}  # all its leaves move far in three steps
@@ -162,7 +171,10 @@ def test_what_is_refused_of_a_run_with_adapters(lora_run, runs, tmp_path, capsys
 @pytest.mark.parametrize(
     "keys, said",
     [
-        ({"adapter.kind": "lora", "adapter.tokens": "3"}, "adapter.tokens: 3 has no effect: only adapter.kind=vpt_shallow"),
+        (
+            {"adapter.kind": "lora", "adapter.tokens": "3"},
+            "adapter.tokens: 3 has no effect: only adapter.kind=vpt_shallow",
+        ),
         ({"adapter.rank": "3"}, "adapter.rank: 3 has no effect: only adapter.kind=lora uses it"),
         ({"adapter.kind": "lora", "adapter.targets": "qkv"}, "adapter.targets: 'qkv' is not one of"),
         ({"adapter.kind": "vpt_deep", "adapter.tokens": "0"}, "adapter.tokens: must be at least 1"),
@@ -181,3 +193,16 @@ def test_bad_keys_are_one_line(keys, said):
         mesh = partition.make_mesh(config_lib.resolve(partition.MeshConfig, {}), jax.devices()[:1])
         program_lib.make(stage, mesh)
         stage.dataset  # noqa: B018 what `train` looks at before it writes anything
+
+
+@pytest.mark.parametrize("kind", ["vpt_shallow", "vpt_deep", "adaptformer", "lora"])
+def test_recipes_take_every_kind(kind):
+    """Also where the data is not at hand: what one image costs needs none."""
+    for name in ("digits", "in1k"):
+        mapping = config_lib.load_file(f"{ROOT}/configs/low_shot/{name}.py:adapter={kind},shots=1")
+        config = registry.resolve(mapping)
+        assert config.adapter.kind == kind and config.shots == 1
+    plain = registry.create(registry.resolve(config_lib.load_file(f"{ROOT}/configs/low_shot/in1k.py:shots=1")))
+    adapted = registry.create(config)
+    per_model = adapted.train_flops_per_example() / adapted.factors
+    assert 1.9 < per_model / plain.train_flops_per_example() < 2.2
