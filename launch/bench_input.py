@@ -1,6 +1,7 @@
-"""Compares the input pipeline with tf.data on the same JPEGs: decode, random crop, resize, batch.
+"""Compares the input pipeline with tf.data, or with timm, on the same JPEGs: decode, random crop, resize, batch.
 
   python launch/bench_input.py --images=imagenet_samples_250.zip
+  python launch/bench_input.py --images=imagenet_samples_250.zip --augment
   python launch/bench_input.py --images=/path/to/photos --rounds=9 --batch=128 --encode=keep
 
 The images (a zip or a folder of JPEGs) are encoded as `data build --encode` does, and written once, repeated to a few
@@ -12,7 +13,12 @@ process of its own on the same cores: ours through `pipeline.train_batches`, tf.
 which decodes only the crop, and bilinear resizing, with `num_parallel_calls` and `prefetch` set to AUTOTUNE; its boxes
 are drawn beforehand. The first batches of each turn, in which buffers fill, are not timed.
 
-The last line is `ratio MEDIAN MIN MAX`: our images a second over tf.data's, over the rounds.
+--augment compares what finetuning reads: crops of 8 to 100% of the area and RandAugment, with timm's
+`create_transform(224, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)` on Pillow, which it calls in
+a plain loop; both on one core. timm flips, normalises and erases there too; here that is done on the device, in the step.
+It needs the extra [torch].
+
+The last line is `ratio MEDIAN MIN MAX`: our images a second over the other side's, over the rounds.
 """
 
 import argparse
@@ -34,6 +40,7 @@ SIDE = 224
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 WARM_UP = 4  # batches
 FORMATS = {"ours": "array_record", "tf.data": "tfrecord"}
+POLICY, AUGMENTED_SCALE = "rand-m9-mstd0.5-inc1", (0.08, 1.0)
 
 
 def main() -> None:
@@ -48,13 +55,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=30, help="batches timed in a turn (30)")
     parser.add_argument("--threads", type=int, default=0, help="our reader threads (0: the config's default)")
     parser.add_argument("--workdir", help="where the dataset is kept (default: a temporary folder)")
-    parser.add_argument("--side", choices=FORMATS, help=argparse.SUPPRESS)
+    parser.add_argument("--augment", action="store_true", help="with RandAugment, against timm, on one core each")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with contextlib.ExitStack() as cleanup:
         if not args.workdir:
             args.workdir = cleanup.enter_context(tempfile.TemporaryDirectory())
         if args.side:
-            {"ours": run_ours, "tf.data": run_tf_data}[args.side](args)
+            if args.augment and hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            SIDES[args.side](args)
         else:
             try:
                 compare(args)
@@ -65,10 +75,11 @@ def main() -> None:
 def compare(args) -> None:
     """Lets the sides take turns and prints what each did."""
     prepare(args)
+    other = "timm" if args.augment else "tf.data"
     ratios, ratios_of_cpu = [], []
     for number in range(args.rounds):
         speeds, speeds_of_cpu = {}, {}
-        for side in list(FORMATS)[:: 1 if number % 2 else -1]:
+        for side in ["ours", other][:: 1 if number % 2 else -1]:
             command = [sys.executable, __file__, *sys.argv[1:], f"--workdir={args.workdir}", f"--side={side}"]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment(side))
             speeds[side], speeds_of_cpu[side], memory = map(float, done.stdout.split()[-3:])
@@ -77,8 +88,8 @@ def compare(args) -> None:
                 f"one core, peak memory {memory:5.0f} MiB",
                 flush=True,
             )
-        ratios.append(speeds["ours"] / speeds["tf.data"])
-        ratios_of_cpu.append(speeds_of_cpu["ours"] / speeds_of_cpu["tf.data"])
+        ratios.append(speeds["ours"] / speeds[other])
+        ratios_of_cpu.append(speeds_of_cpu["ours"] / speeds_of_cpu[other])
     print(f"for the same time of the processor: {statistics.median(ratios_of_cpu):.3f}")
     print(f"ratio {statistics.median(ratios):.3f} {min(ratios):.3f} {max(ratios):.3f}")
 
@@ -138,14 +149,22 @@ def read_jpegs(path: pathlib.Path) -> list[bytes]:
         return [archive.read(name) for name in names]
 
 
-def run_ours(args) -> None:
-    from mae_pp_jax.data import images, orders, pipeline, source
+def open_records(args):
+    from mae_pp_jax.data import source
 
     folder = pathlib.Path(args.workdir) / FORMATS["ours"] / "photographs" / "1.0.0"
-    records = source.open_source(source.DataConfig(name=str(folder)), "train")
+    return source.open_source(source.DataConfig(name=str(folder)), "train")
+
+
+def run_ours(args) -> None:
+    from mae_pp_jax.data import images, orders, pipeline, randaugment
+
+    records, policy = open_records(args), randaugment.parse(POLICY) if args.augment else None
+    scale = AUGMENTED_SCALE if args.augment else SCALE
 
     def load(record, draws):
-        return {"image": images.random_resized_crop(record["image"], (SIDE, SIDE), draws, SCALE, RATIO)}
+        image = images.random_resized_crop(record["image"], (SIDE, SIDE), draws, scale, RATIO)
+        return {"image": policy(image, draws[images.CROP_DRAWS :], (124, 116, 104)) if policy else image}
 
     batches = pipeline.train_batches(
         records,
@@ -154,8 +173,37 @@ def run_ours(args) -> None:
         {"image": ((SIDE, SIDE, 3), "uint8")},
         global_batch=args.batch,
         seed=0,
-        draws=images.CROP_DRAWS,
+        draws=images.CROP_DRAWS + (policy.draws if policy else 0),
         threads=args.threads or None,
+    )
+    time_batches(batches, args)
+
+
+def run_timm(args) -> None:
+    import io
+    import itertools
+
+    import torch
+    from PIL import Image
+
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))
+    from tests.parity.references import define_torchvision_operators
+
+    define_torchvision_operators()
+    from timm.data import create_transform
+
+    torch.set_num_threads(1)
+    transform = create_transform(SIDE, is_training=True, auto_augment=POLICY, re_prob=0.25, re_mode="pixel")
+    records = open_records(args)
+
+    def load(index):
+        with Image.open(io.BytesIO(records[index]["image"])) as image:
+            return transform(image.convert("RGB"))
+
+    indices = itertools.cycle(torch.randperm(len(records)).tolist())
+    # As images with their channels last, which costs nothing.
+    batches = (
+        {"image": torch.stack([load(next(indices)) for _ in range(args.batch)]).movedim(1, -1)} for _ in iter(int, 1)
     )
     time_batches(batches, args)
 
@@ -208,6 +256,8 @@ def peak_memory() -> float:
     lines = status.read_text().splitlines() if status.exists() else ()
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), math.nan)
 
+
+SIDES = {"ours": run_ours, "tf.data": run_tf_data, "timm": run_timm}
 
 if __name__ == "__main__":
     main()

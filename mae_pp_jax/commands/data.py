@@ -1,10 +1,10 @@
-"""`data`: builds and prepares datasets, makes vocabularies of their hashtags, and shows what is in them."""
+"""`data`: builds and prepares datasets, makes vocabularies of their hashtags, shows what is in them and what is trained."""
 
 import argparse
 
 import numpy as np
 
-from mae_pp_jax.commands import data_build, data_hashtags
+from mae_pp_jax.commands import data_build, data_hashtags, data_show
 from mae_pp_jax.core import storage
 
 _PREPARE = """\
@@ -19,7 +19,7 @@ _VERBS = (
     ("prepare", _PREPARE, "python -m mae_pp_jax data prepare --name=cifar10"),
     ("info", _INFO, "python -m mae_pp_jax data info --name=digits_hashtags --split=test"),
 )
-_MODULES = {"build": data_build, "hashtags": data_hashtags}
+_MODULES = {"build": data_build, "hashtags": data_hashtags, "show": data_show}
 _EXAMPLES = (*(module.EXAMPLE for module in _MODULES.values()), *(example for _, _, example in _VERBS))
 
 
@@ -32,7 +32,7 @@ def add_parser(subparsers) -> None:
         epilog="examples:\n" + "".join(f"  {example}\n" for example in _EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="build|hashtags|prepare|info")
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="build|hashtags|show|prepare|info")
     for name, module in _MODULES.items():
         module.add_arguments(_add(verbs, name, module.HELP, module.DESCRIPTION, module.EXAMPLE))
     for name, text, example in _VERBS:

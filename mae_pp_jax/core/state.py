@@ -59,4 +59,9 @@ def create(params, opt_state, *, seed: int, averaged, metrics: dict, counts: Ite
 
 def step_key(state: TrainState) -> jax.Array:
     """The random key of the step about to be taken."""
-    return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    return key_of_step(jax.random.wrap_key_data(state.rng), state.step)
+
+
+def key_of_step(key: jax.Array, step: jax.Array | int) -> jax.Array:
+    """The random key of a step of a run, from the key of the run's seed."""
+    return jax.random.fold_in(key, step)

@@ -7,7 +7,7 @@ from mae_pp_jax.core.errors import UserError
 
 NON_COMMERCIAL = "CC-BY-NC 4.0 (no commercial use)"
 META = "https://dl.fbaipublicfiles.com"
-FINETUNE, LINEAR = "configs/classify/in1k.py:model=", "configs/linear/in1k.py:model="
+FINETUNE, LINEAR = "configs/classify/in1k.py:init=", "configs/linear/in1k.py:model="
 MILLIONS = {"b16": 86, "l16": 303, "h14": 631, "2b14": 1890, "6.5b14": 6448}  # parameters of the encoders
 
 

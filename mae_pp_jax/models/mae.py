@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mae_pp_jax.core import rng
 from mae_pp_jax.core.config import key as config_key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import constrain
@@ -153,7 +152,7 @@ class Mae(nnx.Module):
         if keys is None and noise is None:
             raise ValueError("the mask needs keys or noise")
         if noise is None:
-            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(rng.stream(keys, "mask"))
+            noise = masking.draw(keys, self.patches)
         select, mask = masking.select_visible(noise, self.visible)
         tokens = self.encoder(images, select=select, keys=keys, train=train)
         prediction = self.decoder(tokens, select, mask)

@@ -7,6 +7,13 @@ patches are moved by a product with one-hot rows. The products run at the highes
 import jax
 import jax.numpy as jnp
 
+from mae_pp_jax.core import rng
+
+
+def draw(keys: jax.Array, patches: int) -> jax.Array:
+    """Noise [batch, patches] for `select_visible`, by the keys [batch] of the images."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (patches,)))(rng.stream(keys, "mask"))
+
 
 def select_visible(noise: jax.Array, visible: int) -> tuple[jax.Array, jax.Array]:
     """Keeps the patches of smallest noise, in the order of their noise.

@@ -9,6 +9,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from mae_pp_jax.core import rng
 from mae_pp_jax.core.config import key, section
@@ -103,6 +104,16 @@ class ClassifyStage(ImageStage):
             "partner": reverse["label"],
             "share": jnp.broadcast_to(share, batch["label"].shape),
         }
+
+    def shown(self, batch, keys):
+        mixed = self.augment(batch, keys)
+        if not self.config.mixes:
+            return super().shown(mixed, keys)
+        captions = []
+        for share, *pair in zip(*(np.asarray(mixed[name]) for name in ("share", "label", "partner"))):
+            (one, other) = (self.name_of("label", label) for label in pair)
+            captions.append(f"{share:.0%} {one}, {1 - share:.0%} {other}")
+        return {"as trained": self.uint8(mixed["image"])}, captions
 
     def loss(self, params, batch, keys):
         """Training accuracy is that for the label with the larger share of a mixed image."""

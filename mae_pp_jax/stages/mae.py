@@ -17,8 +17,9 @@ from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import augment
 from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.reconstruct import Reconstructions
-from mae_pp_jax.models import mae, vit
+from mae_pp_jax.models import mae, masking, vit
 from mae_pp_jax.models.mae import Mae, MaeConfig, mae_forward_flops
+from mae_pp_jax.models.patches import patchify, unpatchify
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
@@ -54,6 +55,15 @@ class MaeStage(ImageStage):
 
     def init(self, key):
         return self.model.init(key)
+
+    def shown(self, batch, keys):
+        pixels, patch = self.pixels(batch, keys), vit.dimensions(self.config.model).patch
+        visible = mae.visible_patches(self.config.mae, self._patches())
+        _, mask = masking.select_visible(masking.draw(keys, self._patches()), visible)
+        seen = unpatchify(
+            patchify(pixels, patch) * (1 - mask[:, :, None]), patch, vit.grid(self.config.model, self.image_size)
+        )
+        return {"whole": self.uint8(pixels), "visible": self.uint8(seen)}, []
 
     def loss(self, params, batch, keys):
         out = self.model.apply(params, self.pixels(batch, keys), keys, train=True)

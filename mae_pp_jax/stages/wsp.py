@@ -73,6 +73,11 @@ class WspStage(ImageStage):
     def init(self, key):
         return self.model.init(key)
 
+    def shown(self, batch, keys):
+        pictures, _ = super().shown(batch, keys)
+        tags = ([self.name_of("hashtags", tag) for tag in ids if tag >= 0] for ids in batch["hashtags"])
+        return pictures, [" ".join(f"#{tag}" for tag in found) or "no hashtag" for found in tags]
+
     def loss(self, params, batch, keys):
         logits = self.model.apply(params, self.pixels(batch, keys), keys, train=True)
         metrics = self._measure(logits, batch["hashtags"], jnp.ones(logits.shape[0]))

@@ -248,16 +248,19 @@ def test_a_file_that_cannot_be_loaded_is_one_line(source, message, tmp_path):
 
 def test_recipes_of_released_models_fix_the_size():
     folder = PACKAGE.parent / "configs"
-    assert config_lib.load_file(f"{folder}/classify/in1k.py:model=mae_in21k:vit_l16")["data"]["image_size"] == 512
-    for stage in ("classify", "linear"):
-        for argument, message in [
-            ("size=B/16,model=mae:vit_b16", "give one of them"),
-            ("model=mae:vit_b1", "model=mae:vit_b1 has no recipe here"),
-        ]:
-            with pytest.raises(UserError, match=message):
-                config_lib.load_file(f"{folder}/{stage}/in1k.py:{argument}")
-    with pytest.raises(UserError, match="size=S/16 has no recipe here; known: B/16"):
-        config_lib.load_file(f"{folder}/classify/in1k.py:size=S/16")
+    config = config_lib.load_file(f"{folder}/classify/in1k.py:init=mae_in21k:vit_l16")
+    assert (config["data"]["image_size"], config["model"]["size"]) == (512, "L/16")
+    assert config["init_from"]["run"] == "mae_in21k:vit_l16"
+    for recipe, argument, message in [
+        ("classify", "size=L/16,init=mae:vit_b16", "that model is B/16; leave size out"),
+        ("classify", "init=mae:vit_b1", "init=mae:vit_b1 has no recipe here"),
+        ("classify", "init=runs/mae", "give its size too"),
+        ("classify", "size=G/16", "size=G/16 has no recipe here; known: Ti, S, B"),
+        ("linear", "size=B/16,model=mae:vit_b16", "give one of them"),
+        ("linear", "model=mae:vit_b1", "model=mae:vit_b1 has no recipe here"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            config_lib.load_file(f"{folder}/{recipe}/in1k.py:{argument}")
 
 
 def test_no_long_run_of_lines_stands_twice_in_the_recipes():

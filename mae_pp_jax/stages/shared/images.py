@@ -410,6 +410,28 @@ class ImageStage(Stage):
             images = augment.random_flip(images, keys)
         return augment.normalize(images, data.mean, data.std)
 
+    def shown(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> tuple[dict[str, jax.Array], list[str]]:
+        """What training makes of a batch, for people to look at.
+
+        Args:
+          batch: as `train_batches` gives it.
+          keys: random keys [batch], those that `augment` and `loss` get.
+
+        Returns:
+          (title → images, uint8 [batch, height, width, 3]; a caption for each example).
+        """
+        captions = [self.name_of("label", label) for label in batch["label"]] if "label" in batch else []
+        return {"as trained": self.uint8(self.pixels(batch, keys))}, captions
+
+    def uint8(self, pixels: jax.Array) -> jax.Array:
+        """The inverse of `pixels`, for pictures."""
+        return augment.denormalize(pixels, self.config.data.mean, self.config.data.std)
+
+    def name_of(self, field: str, number: int) -> str:
+        """What a number in a field of the data stands for, or the number itself where it has no name."""
+        names = self.names[field]
+        return names[number] if names else str(number)
+
     def encoder_handoff(self, *, head: str, frozen: bool = False) -> Handoff:
         """Takes the encoder of an MAE, WSP, classification or imported run.
 
