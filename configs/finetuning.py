@@ -62,7 +62,7 @@ def finetuning(size, init, image_size):
 
 
 def shown(init, image_size):
-    """How evaluation images are cropped: MAE at 224, SWAG, and above 224 MAWS, which squeezes images into the input."""
+    """How evaluation images get their size: MAE at 224, SWAG, and above 224 MAWS, which squeezes images into the input."""
     if image_size <= 224:
-        return dict(crop="center", share=0.875)
-    return dict(crop="center", share=1.0) if init.startswith("swag:") else dict(crop="squeeze")
+        return dict(crop="center", share=0.875, resize="bicubic")
+    return dict(crop="center" if init.startswith("swag:") else "squeeze", resize="bicubic")
