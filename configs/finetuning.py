@@ -55,7 +55,9 @@ def finetuning(size, init, image_size):
     c.log_every, c.eval_every = "100 steps", "1 epochs"
     c.checkpoint = dict(every="2%")
     c.init_from = dict(run=init)
-    c.data = dict(image_size=image_size or pixels, crop="random_resized", crop_scale=(0.08, 1.0), randaugment=RANDAUGMENT)
+    c.data = dict(
+        image_size=image_size or pixels, crop="random_resized", crop_scale=(0.08, 1.0), randaugment=RANDAUGMENT
+    )
     c.model = dict(size=size, pool="mean", drop_path=drop_path, remat="dots")
     c.optim = dict(lr=lr, warmup="5 epochs", b2=0.999, weight_decay=0.05, min_lr=1e-6)
     return c, shown(init, c.data.image_size)

@@ -38,8 +38,8 @@ class RandAugment:
       probability: that a drawn operation acts.
       deviation: standard deviation of the magnitude; infinite: uniform between 0 and `magnitude`.
       highest: magnitudes are cut at 0 and here.
-      increasing: whether all operations change an image the more the larger the magnitude; if not, four of them change
-        it in their middle range least, and two (Posterize, Solarize) the less.
+      increasing: whether all operations change an image the more the larger the magnitude. If not, Posterize and Solarize
+        change it the less, and the factors of Color, Contrast, Brightness and Sharpness run from 0.1 to 1.9.
     """
 
     magnitude: float = 10.0
@@ -133,6 +133,8 @@ def parse(text: str) -> RandAugment:
         raise wrong("inc is 1, or left out")
     if not 0 <= found.get("p", 0.5) <= 1:
         raise wrong("p is a probability")
+    if not found.get("n", 2):
+        raise wrong("n is 1 or more")
     deviation = found.get("mstd", 0.0)
     return RandAugment(
         magnitude=float(found.get("m", _DENOMINATOR)),
@@ -270,7 +272,7 @@ def _equalize(image, _):
 
 
 def _posterize(image, bits):
-    return _table(image, _LEVELS & ~(2 ** (8 - int(bits)) - 1))
+    return _table(image, _LEVELS & ~(2 ** max(0, 8 - int(bits)) - 1))
 
 
 def _solarize(image, threshold):

@@ -23,9 +23,7 @@ RULES = handoff.Handoff(
     move=((r"(encoder/.*)", r"\1"),),
     drop=(r"decoder/.*",),
     fresh=(r"head/.*",),
-    resize=(
-        (r"encoder/pos_embed", lambda meta: (lambda table: np.resize(table, (10, 3)), f"rate {meta['rate']}")),
-    ),
+    resize=((r"encoder/pos_embed", lambda meta: (lambda table: np.resize(table, (10, 3)), f"rate {meta['rate']}")),),
 )
 
 

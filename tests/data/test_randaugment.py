@@ -75,6 +75,7 @@ def test_a_policy_may_say_all_that_timm_s_may():
         ("rand-m9-m8", "twice"),
         ("rand-m9-inc0", "inc is 1, or left out"),
         ("rand-p1.5", "probability"),
+        ("rand-n0", "n is 1 or more"),
     ],
 )
 def test_a_text_that_is_no_policy_is_refused(text, why):
@@ -91,4 +92,5 @@ def test_every_operation_takes_images_of_any_size_and_leaves_them_alone():
             for level, negative, cubic in [(9.0, False, True), (10.0, True, False), (0.0, False, False)]:
                 out = randaugment.apply(name, image, policy.argument(name, level, negative), cubic=cubic)
                 assert out.shape == image.shape and out.dtype == np.uint8
+            randaugment.apply(name, image, randaugment.parse("rand-mmax30").argument(name, 30.0, True))
         np.testing.assert_array_equal(image, before)
