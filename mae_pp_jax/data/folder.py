@@ -102,7 +102,10 @@ def _classes(root: pathlib.Path, split: str = "") -> dict[str, list[str]]:
     """Class → names of its images relative to root, sorted; says in the log what else is there."""
     folder = root / split
     classes, others = tree.classes(str(root), split)
+    loops = {name for name, reason in others if reason == tree.LOOP}
     for entry in sorted(folder.iterdir()):
+        if str(entry.relative_to(root)) in loops:
+            continue
         if entry.is_dir() and not tree.is_hidden(entry.name) and tree.class_name(entry.name) not in classes:
             has = f"has no image ({' '.join(tree.EXTENSIONS)})"
             raise UserError(f"data.name: {tree.legible(str(entry))} {has}; add some or remove it")

@@ -28,13 +28,20 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in name.split("/"))
 
 
-def walk(root: str) -> Iterator[tuple[str, str]]:
-    """(name relative to root with /, "" for a picture or why it is none) of every file below a folder, sorted.
+def walk(root: str, inside: str = "") -> Iterator[tuple[str, str]]:
+    """(name with /, "" for a picture or why it is none) of every file below a folder, sorted.
 
-    Links are followed, but for one that leads to a folder in which it stands.
+    Links are followed, but for one that leads to a folder in which it stands, of which root is the topmost.
+
+    Args:
+      root: the folder.
+      inside: the folder of it (or of folders of it, with /) to look at, to which names are relative; empty: root itself.
     """
-    about = os.stat(root)
-    return _walk(root, "", ((about.st_dev, about.st_ino),))
+    above, folder = [os.stat(root)], root
+    for part in filter(None, inside.split("/")):
+        folder = os.path.join(folder, part)
+        above.append(os.stat(folder))
+    return _walk(folder, "", tuple((about.st_dev, about.st_ino) for about in above))
 
 
 def _walk(folder: str, prefix: str, above: tuple) -> Iterator[tuple[str, str]]:
@@ -75,7 +82,7 @@ def classes(root: str, split: str = "") -> tuple[dict[str, list[str]], list[tupl
       split: the folder below it that holds the classes; empty: root itself.
     """
     found, others = {}, []
-    for name, reason in walk(os.path.join(root, split)):
+    for name, reason in walk(root, split):
         full = f"{split}/{name}" if split else name
         label, inside, _ = name.partition("/")
         if not reason and not inside:
@@ -110,12 +117,12 @@ def split_folders(root: str) -> tuple[str, ...]:
     """
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and os.path.isdir(entry.path))
-    kinds = {name: _kinds(os.path.join(root, name)) for name in names if name in SPLITS}
+    kinds = {name: _kinds(root, name) for name in names if name in SPLITS}
     splits = tuple(name for name in SPLITS if kinds.get(name, (False, False))[1])
     if "train" not in splits:
         return ()
     others = (name for name in names if name not in SPLITS)
-    beside = next((name for name in others if any(_kinds(os.path.join(root, name)))), None)
+    beside = next((name for name in others if any(_kinds(root, name))), None)
     if beside is None or len(splits) > 1:
         return splits
     if kinds["train"][0]:
@@ -126,10 +133,9 @@ def split_folders(root: str) -> tuple[str, ...]:
     )
 
 
-def _kinds(folder: str) -> tuple[bool, bool]:
-    """Whether a folder holds pictures itself, and whether folders below it do."""
-    with os.scandir(folder) as entries:
+def _kinds(root: str, folder: str) -> tuple[bool, bool]:
+    """Whether a folder of root holds pictures itself, and whether folders below it do."""
+    with os.scandir(os.path.join(root, folder)) as entries:
         entries = [entry for entry in entries if not is_hidden(entry.name)]
     here = any(entry.name.lower().endswith(EXTENSIONS) and entry.is_file() for entry in entries)
-    folders = (entry.path for entry in entries if os.path.isdir(entry.path))
-    return here, any(any(not reason for _, reason in walk(path)) for path in folders)
+    return here, any(not reason and "/" in name for name, reason in walk(root, folder))

@@ -91,6 +91,14 @@ def test_links_are_followed_and_what_is_not_read_is_told_once(tmp_path, monkeypa
     assert "hidden file 2, in no class folder 1, link in a loop 1, link to nothing 1, no picture by its name 1" in line
 
 
+@pytest.mark.parametrize("place, splits", [("train", True), ("train/cat", True), ("train", False)])
+def test_a_link_from_a_split_to_what_holds_it_is_a_loop(tmp_path, place, splits):
+    for split in ("train", "test") if splits else ("",):
+        _fill(tmp_path / split, classes=("cat", "dog") if splits else ("cat", "train"), number=3)
+    (tmp_path / place / "again").symlink_to(tmp_path)
+    assert [len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))] == ([6, 6] if splits else [4, 2])
+
+
 @pytest.mark.parametrize("classes", [("bus", "car", "train"), ("test", "train", "val"), ("train", "tram")])
 def test_classes_may_have_the_names_of_splits(tmp_path, classes):
     _fill(tmp_path, classes=classes, number=5)
