@@ -105,9 +105,6 @@ def _show(report: dict, request, where: str) -> None:
     total = sum(report["left_out"].values())
     listed = f" ({left}); listed in {request.folder / build.LEFT_OUT}" if total else ""
     print(f"{report['found']:,} found, {sum(report['written'].values()):,} written, {total:,} left out{listed}")
-    if report["links_out"]["links"]:
-        first = ", ".join(report["links_out"]["first"])
-        print(f"{report['links_out']['links']:,} links lead out of their tar and were not followed: {first} …")
     print(report["splits"])
     total = {key: sum(part[key] for part in report["statistics"].values()) for key in ("with_hashtags", "hashtags")}
     if report["classes"]:

@@ -25,7 +25,7 @@ from mae_pp_jax.data.text import cell
 
 log = logging.getLogger(__name__)
 
-NAMES = ("metadata.jsonl", "metadata.csv")  # looked for in the folder when none is named
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # looked for in the folder when none is named
 NOT_NAMED = "in no row of the sidecar"
 _ROWS = 1000  # of a part
 _MOST_LINES = 1000  # of one row; a quoted cell that is longer is taken for one that never closes

@@ -14,7 +14,7 @@ from mae_pp_jax.data.building.items import DAMAGED, TWICE, UNREADABLE, Broken, C
 
 IMAGE = "image"  # the meaning of a member that is a picture; that of others is their suffix
 FURTHER = "further part of an example"
-LINK_OUT = "link out of the tar"  # told in the report alone: the tar does not hold what it leads to
+LINK_OUT = "link out of the tar"
 TEXTS = ("json", "txt", "cls", "tags", "hashtags", "caption")  # suffixes that say something about the picture
 _MOST = 1 << 20  # bytes of such a member, or of a header that is read whole
 _NEAR = 64  # members; where texts stand farther behind their picture, they are read in advance
