@@ -25,7 +25,7 @@ from mae_pp_jax.data.building.items import COLUMNS, DAMAGED, NO_IMAGE, UNREADABL
 from mae_pp_jax.data.building.items import too_large
 from mae_pp_jax.data.building.sidecar import NOT_NAMED
 
-_PART_ROWS = 1000  # of a part at least, unless the file has fewer
+_PART_ROWS = 1000  # of a part at least, but for the last of a file
 _READ_AT_ONCE = 16  # rows, with their pictures
 _BUFFER = 1 << 20  # bytes of a column; else pyarrow reads all of a row group at once
 
@@ -66,7 +66,7 @@ class ParquetReader:
             size = storage.size(path)
             try:
                 with _opened(path) as file:
-                    rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                    rows = _row_groups(file)
             except Exception:  # of any kind: who reads the part meets it again, and tells
                 rows = []
             start = first = waiting = 0
@@ -81,12 +81,12 @@ class ParquetReader:
 
     def items(self, part: Part) -> Iterator[Item]:
         name = _relative(part.path, self.root)
-        row, end = part.first, part.first
+        row = part.first
         try:
             with _opened(part.path) as file:
-                names = self.names | _features(file.schema_arrow)[1]
+                names, groups = self.names | _features(file.schema_arrow)[1], _row_groups(file)
                 for group in range(part.start, part.stop):
-                    end = row + file.metadata.row_group(group).num_rows
+                    end = row + groups[group]
                     try:
                         for values in _rows(file, group, self._wanted(file.schema_arrow)):
                             yield self._item(f"{name}/{row}", _partition(name) | _named(values, names), part.split)
@@ -172,6 +172,14 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
     options = dict(buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
     with epath.Path(path).open("rb") as file, pq.ParquetFile(file, **options) as parquet:
         yield parquet
+
+
+def _row_groups(file: pq.ParquetFile) -> list[int]:
+    """The number of rows of each row group."""
+    rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
+        raise ValueError(f"row groups of {rows[:10]} rows in a file of {file.metadata.num_rows}")
+    return rows
 
 
 def _rows(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
