@@ -33,8 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `data build`."""
     add = parser.add_argument
     add("--name", required=True, help="name of the new dataset: lower-case letters, digits and _")
-    add("--from", required=True, dest="source", metavar="INPUT", help="folder, tars, tables, records or dataset (see above)")
-    add("--sidecar", default="", metavar="FILE", help="rows of the folder (default: its metadata.jsonl, .csv or .parquet)")
+    add(
+        "--from",
+        required=True,
+        dest="source",
+        metavar="INPUT",
+        help="folder, tars, tables, records or dataset (see above)",
+    )
+    add(
+        "--sidecar",
+        default="",
+        metavar="FILE",
+        help="rows of the folder (default: its metadata.jsonl, .csv or .parquet)",
+    )
     add(
         "--columns",
         default="",

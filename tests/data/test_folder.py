@@ -10,13 +10,11 @@ import pytest
 
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import decode, fields, folder, images, source
+from tests.data.pictures import class_folders
 
 
 def _fill(folder, classes=("cat", "dog"), number=10, extension=".png"):
-    for c, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for i in range(number):
-            cv2.imwrite(str(folder / name / f"{i:02}{extension}"), np.full((6, 5, 3), 20 * c + i, np.uint8))
+    class_folders(folder, classes, number, extension)
 
 
 def _open(folder, split, **options):

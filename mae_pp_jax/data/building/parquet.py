@@ -21,8 +21,18 @@ from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import text, tree
 from mae_pp_jax.data.building.folders import Inside, resolve
-from mae_pp_jax.data.building.items import COLUMNS, DAMAGED, NO_IMAGE, UNREADABLE, Broken, Columns, Content, Item, Part
-from mae_pp_jax.data.building.items import too_large
+from mae_pp_jax.data.building.items import (
+    COLUMNS,
+    DAMAGED,
+    NO_IMAGE,
+    UNREADABLE,
+    Broken,
+    Columns,
+    Content,
+    Item,
+    Part,
+    too_large,
+)
 from mae_pp_jax.data.building.sidecar import NOT_NAMED
 
 _PART_ROWS = 1000  # of a part at least, but for the last of a file
