@@ -16,6 +16,9 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".jxl"),
 )
 SPLITS = ("train", "test", "val", "validation")  # names of folders that may stand above those of classes
+_SPLIT_WORDS = {name: name for name in SPLITS}
+_SPLIT_WORDS |= {"training": "train", "testing": "test", "eval": "test", "evaluation": "test"}
+_SPLIT_WORDS |= {"valid": "validation", "dev": "validation"}
 
 # Why a file is not used.
 HIDDEN, OTHER, DEVICE = "hidden file", "no picture by its name", "device or socket"
@@ -107,30 +110,39 @@ def legible(name: str) -> str:
         return name.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
-def split_folders(root: str) -> tuple[str, ...]:
-    """The folders of root that are splits; none where they are classes.
+def split_word(word: str) -> str | None:
+    """The split that a word means, in any case; None for other words."""
+    return _SPLIT_WORDS.get(word.lower())
+
+
+def split_folders(root: str) -> dict[str, str]:
+    """Folder → split of the folders of root that are splits; empty where they are classes.
 
     A folder named train is a split if it holds folders of pictures, and a class if it holds pictures.
 
     Raises:
-      UserError: it may be either.
+      UserError: it may be either, or two folders mean one split.
     """
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and os.path.isdir(entry.path))
-    kinds = {name: _kinds(root, name) for name in names if name in SPLITS}
-    splits = tuple(name for name in SPLITS if kinds.get(name, (False, False))[1])
-    if "train" not in splits:
-        return ()
-    others = (name for name in names if name not in SPLITS)
+    kinds = {name: _kinds(root, name) for name in names if split_word(name)}
+    folders = {split: [n for n in kinds if kinds[n][1] and split_word(n) == split] for split in SPLITS}
+    folders = {split: found for split, found in folders.items() if found}
+    if "train" not in folders:
+        return {}
+    others = (name for name in names if name not in kinds)
     beside = next((name for name in others if any(_kinds(root, name))), None)
-    if beside is None or len(splits) > 1:
-        return splits
-    if kinds["train"][0]:
-        return ()
-    raise UserError(
-        f"{os.path.join(root, 'train')} holds folders of pictures, as a split does, and stands beside the class "
-        f"'{beside}': if it is a class, move its pictures into it; if it is a split, move {beside} elsewhere"
-    )
+    train = folders["train"][0]
+    if len(folders) == 1 and beside is not None:
+        if kinds[train][0] or train not in SPLITS:
+            return {}
+        raise UserError(
+            f"{os.path.join(root, train)} holds folders of pictures, as a split does, and stands beside the class "
+            f"'{beside}': if it is a class, move its pictures into it; if it is a split, move {beside} elsewhere"
+        )
+    if twice := next((found for found in folders.values() if len(found) > 1), None):
+        raise UserError(f"{root}: the folders {' and '.join(twice)} mean the same split; join them, or rename one")
+    return {found[0]: split for split, found in folders.items()}
 
 
 def _kinds(root: str, folder: str) -> tuple[bool, bool]:

@@ -10,6 +10,7 @@ import pytest
 
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import decode, fields, folder, images, source
+from mae_pp_jax.data.building import inputs
 from tests.data.pictures import class_folders
 
 
@@ -62,6 +63,27 @@ def test_own_splits(tmp_path, name):
     _fill(tmp_path / "train", number=4, extension=".JPG")
     _fill(tmp_path / name, number=3, extension=".webp")
     assert (len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))) == (8, 3 * 2)
+
+
+@pytest.mark.parametrize(
+    "train, test", [("Train", "TEST"), ("Training", "Testing"), ("train", "valid"), ("TRAIN", "Dev")]
+)
+def test_splits_may_have_other_words_for_names(tmp_path, train, test):
+    _fill(tmp_path / train, number=4)
+    _fill(tmp_path / test, number=3)
+    assert (len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))) == (8, 6)
+    assert fields.names(_open(tmp_path, "train"), "label") == ("cat", "dog")
+    reader = inputs.open_input(str(tmp_path), sidecar_file="", columns="", input_data_dir="")
+    found = {(i.split, i.label) for part in reader.parts() for i in reader.items(part)}
+    assert found == {(s, c) for s in ("train", "validation" if "v" in test else "test") for c in ("cat", "dog")}
+
+
+def test_a_class_may_have_a_word_for_a_split_and_two_words_for_one_split_are_refused(tmp_path):
+    _fill(tmp_path / "sport", classes=("Training/2023", "cooking"))
+    assert fields.names(_open(tmp_path / "sport", "train"), "label") == ("Training", "cooking")
+    for split in ("train", "Train", "test"):
+        _fill(tmp_path / "twice" / split)
+    assert "the folders Train and train mean the same split" in _refused(tmp_path / "twice")
 
 
 def test_links_are_followed_and_what_is_not_read_is_told_once(tmp_path, monkeypatch):

@@ -39,11 +39,6 @@ _PART_ROWS = 1000  # of a part at least, but for the last of a file
 _READ_AT_ONCE = 16  # rows, with their pictures
 _BUFFER = 1 << 20  # bytes of a column; else pyarrow reads all of a row group at once
 
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 _SHARD = re.compile(r"([A-Za-z]\w*)-\d+-of-\d+\b.*")  # the name of a file that is one of several of a split
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -277,10 +272,8 @@ def _splits(names: list[str]) -> list[str | None]:
 
 def _split(name: str) -> str | None:
     for piece in reversed(name.split("/")):
-        for word in re.findall("[a-z]+", piece.lower()):
-            for split, words in _SPLITS.items():
-                if word in words:
-                    return split
+        if found := next(filter(None, map(tree.split_word, re.findall("[A-Za-z]+", piece))), None):
+            return found
     return None
 
 

@@ -52,7 +52,7 @@ class SidecarReader:
 
     def parts(self) -> list[Part]:
         if self._suffix not in _SUFFIXES:
-            raise UserError(f"--sidecar: {self.path} must end in {', '.join(_SUFFIXES)}")
+            raise UserError(f"--sidecar: {self.path} must end in {', '.join(_SUFFIXES)}, .parquet")
         try:
             header, start, dialect = self._header()
             bounds, number, odd = [start], 0, []  # bytes at which parts begin, and the last one ends
