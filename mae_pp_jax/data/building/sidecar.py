@@ -32,6 +32,7 @@ _MOST_LINES = 1000  # of one row; a quoted cell that is longer is taken for one 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (".jsonl", ".ndjson", *_DELIMITERS)
 _UTF8 = dict(encoding="utf-8", errors="surrogateescape")  # gives back the same bytes, whatever they are
+_SPREADSHEET_LINE = 16  # bytes, at most, of a first line that names the separator
 _MARK = b"\xef\xbb\xbf"
 _OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 csv.field_size_limit(2**31 - 1)  # for the whole process: 128 KiB by default, and captions may be longer
@@ -109,22 +110,34 @@ class SidecarReader:
         """The column names of a CSV file ([] for JSON lines), the byte at which its rows begin, csv's options."""
         with epath.Path(self.path).open("rb") as file:
             begin = file.read(len(_MARK))
+            start = len(_MARK) if begin == _MARK else 0
+            file.seek(start)
+            first = file.readline(_SPREADSHEET_LINE)
         if begin.startswith(_OTHER_MARKS):
             raise UserError(f"--sidecar: {self.path} is UTF-16; save it as UTF-8")
-        start = len(_MARK) if begin == _MARK else 0
         if self._suffix not in _DELIMITERS:
             return [], start, {}
+        if re.fullmatch(rb'"?sep=."?\r?\n', first):  # what spreadsheets write for one another
+            start += len(first)
         own = _DELIMITERS[self._suffix]
         found = [self._columns(start, own)]
-        for delimiter in ",;\t".replace(own, ""):  # spreadsheets write ; where numbers have a decimal comma
+        for delimiter in ",;\t|".replace(own, ""):  # spreadsheets write ; where numbers have a decimal comma
             if not set(found[0][0]) & set(self.columns.names["image"]):
                 found.insert(0, self._columns(start, delimiter))
         if set(found[0][0]) & set(self.columns.names["image"]):
+            self._check_names(found[0][0])
             return found[0]
         raise UserError(
             f"--sidecar: {self.path} has no column {' or '.join(self.columns.names['image'])}, its columns are "
             f"{', '.join(found[-1][0])}; say which names the file: --columns=image:COLUMN"
         )
+
+    def _check_names(self, header: list[str]) -> None:
+        """Refuses a name that two columns have, of which one would be lost."""
+        known = {column for names in self.columns.names.values() for column in names}
+        for name in header:
+            if header.count(name) > 1 and name in known:
+                raise UserError(f"--sidecar: {self.path} has {header.count(name)} columns {name}; rename all but one")
 
     def _columns(self, start: int, delimiter: str) -> tuple[list[str], int, dict]:
         """As `_header`, by a delimiter."""
