@@ -308,15 +308,17 @@ def test_record_files_with_names_of_their_own_and_a_cut(tmp_path):
         example.features.feature["pic"].bytes_list.value.append(_encoded(i))
         example.features.feature["words"].bytes_list.value.append(f"one two{i}".encode())
         records.append(framed(example.SerializeToString()))
-    path = tmp_path / "some.tfrecord-00000-of-00001"
-    path.write_bytes(b"".join(records)[:-9])
+    for folder, content in (("one", b"".join(records)[:-9]), ("two", records[2])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "some.tfrecord-00000-of-00001").write_bytes(content)
     options = ["--columns=image:pic,hashtags:words", "--splits=train:1"]
-    report, left = _report(_build(tmp_path, f"--from={path}", *options))
-    assert report["written"] == {"train": 2} and list(left.values()) == ["damaged entry"]
+    report, left = _report(_build(tmp_path, f"--from={tmp_path}/*/some.tfrecord*", *options))
+    assert report["written"] == {"train": 3} and list(left.values()) == ["damaged entry"]
     found = _records(tmp_path).values()
     assert sorted(tuple(t.decode() for t in record["hashtags"]) for record, _ in found) == [
         ("one", "two0"),
         ("one", "two1"),
+        ("one", "two2"),
     ]
 
 
