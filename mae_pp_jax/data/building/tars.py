@@ -60,7 +60,7 @@ class TarReader:
         for key, found in waiting.items():
             yield self._item(name, key, found)
         if fault:
-            yield Item(name if last is None else f"{name}, after {last}", Broken(DAMAGED, fault))
+            yield Item(f"{name}, after {last}", Broken(DAMAGED, fault))
 
     def others(self) -> Iterator[tuple[str, str]]:
         """(name, reason) of the other files in the folder of tars."""

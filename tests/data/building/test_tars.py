@@ -182,7 +182,7 @@ def test_cut_and_joined_archives(tmp_path):
     told = {name: [key for key, reason in of.items() if reason == "damaged entry"] for name, of in found.items()}
     after = {"picture": 2, "mark": 3}
     assert told == {n: [f"{n}.tar, after {after.get(n, 1)}"] for n in (*cuts, "damaged")} | {
-        "empty": ["empty.tar"],
+        "empty": ["empty.tar, after None"],
         "whole": [],
         "joined": [],
     }
