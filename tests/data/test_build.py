@@ -15,6 +15,8 @@ import time
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
@@ -241,6 +243,23 @@ def test_webdataset_tars(tars, tmp_path):
     assert one["caption"] == b"one #b" and [t.decode() for t in one["hashtags"]] == ["b"] and report["classes"] == ["3"]
     new = (set(tmp_path.rglob("*")) | set(tmp_path.parent.glob("*"))) - before
     assert all(path.is_relative_to(tmp_path / "tfds") for path in new)
+
+
+@pytest.mark.parametrize("label", ["label", "fine_label"])
+def test_parquet_files_of_hugging_face(tmp_path, label):
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    for split, numbers in (("train", range(4)), ("test", range(4, 6))):
+        images = [dict(bytes=_encoded(i), path=f"{i}.png") for i in numbers]
+        table = pa.table({"image": images, label: [i % 2 for i in numbers], "text": [f"#tag{i}" for i in numbers]})
+        features = {label: {"names": ["zebra", "ant"], "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pq.write_table(table, tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet")
+    report, left = _report(_build(tmp_path, f"--from={tmp_path / 'in'}"))
+    assert report["written"] == {"train": 4, "test": 2} and report["classes"] == ["zebra", "ant"] and not left
+    record, split = _records(tmp_path)["data/test-00000-of-00001.parquet/1"]
+    assert (record["label"], list(record["hashtags"]), split) == (1, [b"tag5"], "test")
+    np.testing.assert_array_equal(record["image"], _picture(5)[..., ::-1])
+    _build(tmp_path, f"--from={tmp_path / 'in'}", "--columns=label:kind", name="other", expect=2)
 
 
 def test_class_folders_with_their_own_splits(tmp_path):

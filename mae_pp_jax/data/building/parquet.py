@@ -149,19 +149,19 @@ def open_files(
     Raises:
       UserError: a file has no column with pictures.
     """
-    image, names = "", {}
+    image, names, there = "", {}, []
     for path in paths:
         try:
             with _opened(path) as file:
                 schema = file.schema_arrow
         except Exception:  # of any kind: told by who reads its rows
             continue
-        pictures, names = _features(schema)
+        there, (pictures, names) = schema.names, _features(schema)
         image = _image_column(path, schema, columns, pictures)
         break
     labels = [column for column in names if column not in columns.names["hashtags"]]
-    if len(labels) == 1 and columns.names["label"] == COLUMNS["label"]:
-        columns = Columns(columns.names | {"label": (*COLUMNS["label"], *labels)})
+    if len(labels) == 1 and columns.names["label"] == COLUMNS["label"] and not set(there) & set(COLUMNS["label"]):
+        columns = Columns(columns.names | {"label": tuple(labels)})
     label = next((names[column] for column in columns.names["label"] if column in names), ())
     classes = dict.fromkeys(filter(None, map(text.name, label)))
     splits = [None for _ in paths] if sidecar else _splits([_relative(path, root) for path in paths])
