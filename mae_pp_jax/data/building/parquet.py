@@ -157,6 +157,7 @@ def open_files(
         except Exception:  # of any kind: told by who reads its rows
             continue
         there, (pictures, names) = schema.names, _features(schema)
+        columns.check_names(there, f"--from: {path}")
         image = _image_column(path, schema, columns, pictures)
         break
     labels = [column for column in names if column not in columns.names["hashtags"]]

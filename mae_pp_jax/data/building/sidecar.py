@@ -125,19 +125,12 @@ class SidecarReader:
             if not set(found[0][0]) & set(self.columns.names["image"]):
                 found.insert(0, self._columns(start, delimiter))
         if set(found[0][0]) & set(self.columns.names["image"]):
-            self._check_names(found[0][0])
+            self.columns.check_names(found[0][0], f"--sidecar: {self.path}")
             return found[0]
         raise UserError(
             f"--sidecar: {self.path} has no column {' or '.join(self.columns.names['image'])}, its columns are "
             f"{', '.join(found[-1][0])}; say which names the file: --columns=image:COLUMN"
         )
-
-    def _check_names(self, header: list[str]) -> None:
-        """Refuses a name that two columns have, of which one would be lost."""
-        known = {column for names in self.columns.names.values() for column in names}
-        for name in header:
-            if header.count(name) > 1 and name in known:
-                raise UserError(f"--sidecar: {self.path} has {header.count(name)} columns {name}; rename all but one")
 
     def _columns(self, start: int, delimiter: str) -> tuple[list[str], int, dict]:
         """As `_header`, by a delimiter."""

@@ -86,6 +86,13 @@ def test_columns_of_other_names_and_kinds(tmp_path):
         _open(tmp_path / "a.parquet.gzip", "image:pixels")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    arrays = [pa.array([PICTURES[0]]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(arrays, names=["image", "label", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet has 2 columns label; rename all but one"):
+        _open(tmp_path)
+
+
 @pytest.mark.parametrize("name, sidecar", [("metadata.parquet", ""), ("train.parquet", "train.parquet")])
 def test_a_table_beside_pictures(tmp_path, name, sidecar):
     (tmp_path / "sub").mkdir()
