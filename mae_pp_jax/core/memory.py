@@ -56,11 +56,10 @@ def check_program(compiled: jax.stages.Compiled, mesh: Mesh) -> None:
     """
     stats = compiled.memory_analysis()
     if stats is not None:
-        needed = (stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes) * len(
-            mesh.local_devices
-        )
-        levers = "lower config.global_batch or the size of an example, raise config.microbatches, set config.model.remat=full"
-        _check(needed, mesh, "activations and gradients", levers)
+        needed = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        levers = "lower config.global_batch or the size of an example, raise config.microbatches, set "
+        levers += "config.model.remat=full"
+        _check(needed * len(mesh.local_devices), mesh, "activations and gradients", levers)
 
 
 def _check(needed: int, mesh: Mesh, what: str, levers: str) -> None:

@@ -1,4 +1,4 @@
-"""Parquet files whose rows hold pictures, or name the files of pictures; the layout of Hugging Face's datasets and others.
+"""Parquet files whose rows hold pictures or name their files, as Hugging Face's datasets and others.
 
 The picture of a row is bytes, a struct {bytes, path} or the name of a file. Numbers of classes are named as the file
 itself says (Hugging Face's `ClassLabel`, in the metadata of its schema).
