@@ -52,6 +52,7 @@ setup(
         "clu>=0.0.12",
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
+        "pyarrow>=16.1",  # reads Parquet files; TFDS needs it too
         "safetensors>=0.4.5",
         "simplejpeg>=1.8",
         "pillow>=11.3",  # the first whose wheels read AVIF

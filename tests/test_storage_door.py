@@ -12,6 +12,7 @@ OTHER_FILES = {
     "core/config.py": "config files, which Python imports",
     "core/hosts.py": "devices of this machine in /dev",
     "core/lease.py": "what /proc says about a process",
+    "core/memory.py": "what /proc and the container say about memory",
     "commands/data_build.py": "the folder of datasets",
     "workers/compilation.py": "a temporary folder shared with a process of this machine",
     "interop/download.py": "the user's cache of downloads",

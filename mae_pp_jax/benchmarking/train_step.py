@@ -64,7 +64,7 @@ class TrainStep:
     def __init__(self, program: Program):
         self._program = program
         began = time.perf_counter()
-        self._update = program.compile()
+        self._update = program.compile_to_run()
         self.compile_seconds = time.perf_counter() - began
         self._state = random_state(program)
         self._synthetic = synthetic_batch(program)

@@ -80,7 +80,7 @@ def bench(
         storage.check_writable(storage.path(json_file, "--json"), "--json")
     resolved = registry.resolve(config_lib.load_file(config), overrides)
     stage = registry.create(resolved)
-    program = program_lib.make(stage, partition.make_mesh(resolved.mesh))
+    program = program_lib.make_to_run(stage, partition.make_mesh(resolved.mesh))
     stage.reader = partition.reader(program.mesh)
     with tqdm.tqdm(total=steps, desc="compiling", unit=" steps", **_bar()) as bar:
         timed = train_step.TrainStep(program)

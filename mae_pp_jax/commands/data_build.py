@@ -10,11 +10,12 @@ from mae_pp_jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-HELP = "make a dataset of tagged images in folders, tars or records"
+HELP = "make a dataset of tagged images in folders, tars, Parquet files or records"
 DESCRIPTION = """\
 Builds a TFDS dataset (array_record shards) from
-  a folder of images and a file with a row per image     --from=ROOT --sidecar=metadata.jsonl   (.jsonl, .csv, .tsv)
+  a folder of images and a file with a row per image     --from=ROOT --sidecar=metadata.jsonl   (.jsonl, .csv, .tsv, .parquet)
   WebDataset tars                                       --from='/data/*.tar'                   (.tar, .tar.gz …)
+  Parquet files, as of Hugging Face                     --from=ROOT, --from='/data/*.parquet'
   a dataset of TFDS, or files of tf.train.Example       --from=NAME, --from='/data/*.tfrecord*'
   folders of classes                                    --from=ROOT with ROOT/CLASS/*.jpg
 and keeps hashtags as people spelled them; `data hashtags` makes classes of them. Hashtags may be lists or text with any
@@ -32,8 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `data build`."""
     add = parser.add_argument
     add("--name", required=True, help="name of the new dataset: lower-case letters, digits and _")
-    add("--from", required=True, dest="source", metavar="INPUT", help="folder, tars, records or dataset (see above)")
-    add("--sidecar", default="", metavar="FILE", help="rows of the folder (default: its metadata.jsonl or .csv)")
+    add(
+        "--from",
+        required=True,
+        dest="source",
+        metavar="INPUT",
+        help="folder, tars, tables, records or dataset (see above)",
+    )
+    add(
+        "--sidecar",
+        default="",
+        metavar="FILE",
+        help="rows of the folder (default: its metadata.jsonl, .csv or .parquet)",
+    )
     add(
         "--columns",
         default="",
@@ -105,9 +117,6 @@ def _show(report: dict, request, where: str) -> None:
     total = sum(report["left_out"].values())
     listed = f" ({left}); listed in {request.folder / build.LEFT_OUT}" if total else ""
     print(f"{report['found']:,} found, {sum(report['written'].values()):,} written, {total:,} left out{listed}")
-    if report["links_out"]["links"]:
-        first = ", ".join(report["links_out"]["first"])
-        print(f"{report['links_out']['links']:,} links lead out of their tar and were not followed: {first} …")
     print(report["splits"])
     total = {key: sum(part[key] for part in report["statistics"].values()) for key in ("with_hashtags", "hashtags")}
     if report["classes"]:

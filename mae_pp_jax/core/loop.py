@@ -85,7 +85,7 @@ def run(stage: Stage, workdir: str) -> dict:
     mesh = partition.make_mesh(stage.config.mesh)
     stage.reader = partition.reader(mesh)
     with hosts.first_goes_first():  # a dataset that is not there yet is prepared once
-        prog = program_lib.make(stage, mesh)
+        prog = program_lib.make_to_run(stage, mesh)
         dataset = stage.dataset  # opens all splits: a missing one is reported before anything is written
     hosts.check_same("config.data.name", dataset, "give all processes the same data")
     with contextlib.ExitStack() as cleanup:
@@ -147,7 +147,7 @@ class _Training:
         self.rows = metrics.Rows(self.folder.path / "metrics.jsonl", resume_step=start)
         self.board = metrics.TensorBoard(self.folder.path / "tensorboard", stage.config.tensorboard, start)
         compile_began = time.monotonic()
-        update = self.prog.compile()
+        update = self.prog.compile_to_run()
         log.info("compiled the train step in %.1f s", time.monotonic() - compile_began)
         self.progress = metrics.Progress(stage.config.stage, start, total, self.batch, stage.example)
         batches = stage.train_batches(start)

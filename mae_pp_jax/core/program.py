@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mae_pp_jax.core import metrics, optim, partition, schedule
+from mae_pp_jax.core import memory, metrics, optim, partition, schedule
 from mae_pp_jax.core import state as state_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
@@ -116,6 +116,12 @@ class Program:
         with jax.set_mesh(self.mesh):
             return self.lower().compile()
 
+    def compile_to_run(self):
+        """As `compile`, if the devices of this process can run it."""
+        compiled = self.compile()
+        memory.check_program(compiled, self.mesh)
+        return compiled
+
 
 def make(stage: Stage, mesh: Mesh) -> Program:
     """Lays out the train state of a stage on a mesh.
@@ -160,6 +166,13 @@ def make(stage: Stage, mesh: Mesh) -> Program:
     placed = partition.shardings(state, axes, config.mesh.rules, mesh)
     shapes = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, placed)
     return Program(stage, mesh, optimizer, shapes, lengths)
+
+
+def make_to_run(stage: Stage, mesh: Mesh) -> Program:
+    """As `make`, if the devices of this process can hold the state."""
+    program = make(stage, mesh)
+    memory.check_state(program.shapes, mesh)
+    return program
 
 
 def steps_of(stage: Stage, field: str, total: int | None = None) -> int:

@@ -22,8 +22,8 @@ _NAMED = 3  # files that are no pictures, in the log
 class FolderSource:
     """A split of a folder of images; see `fields.Source`.
 
-    With sub-folders `train` and `test`, `val` or `validation`, each a folder of class folders, these are the splits
-    (and asking for `test` finds any of the last three). Otherwise the sub-folders of ROOT are the classes, and
+    With sub-folders `train` and `test`, `val` or `validation` (or words for these, such as `Training` and `valid`), each
+    a folder of class folders, these are the splits, and asking for `test` finds any of the last three. Otherwise the sub-folders of ROOT are the classes, and
     `eval_fraction` of each class is held out: the files whose names have the smallest hash, so that the choice is the
     same on every machine; the split `all` is the whole of such a folder, as of a dataset to evaluate on. Folders within
     classes are read and links followed; other files are told in the log.
@@ -69,18 +69,19 @@ class FolderSource:
         return tree.legible(str(self._root / self._files[index][0]))
 
 
-def _own_split(root: pathlib.Path, split: str, splits: tuple[str, ...]) -> dict[str, list[str]]:
-    """Class → its files (names relative to root) in a split that has a folder of its own."""
+def _own_split(root: pathlib.Path, split: str, splits: dict[str, str]) -> dict[str, list[str]]:
+    """Class → its files (names relative to root) in a split that has a folder of its own; `splits`: folder → split."""
+    folders = {split: folder for folder, split in splits.items()}
     aliases = _EVAL_NAMES if split == "test" else (split,)
-    name = next((n for n in aliases if (root / n).is_dir()), None)
+    name = next((folders[n] for n in aliases if n in folders), None)
     if name is None:
-        raise UserError(f"data.name: {root} has no split '{split}'; it has {', '.join(splits)}")
-    train, files = _classes(root, "train"), _classes(root, name)
-    if beside := sorted(p.name for p in root.iterdir() if p.name not in tree.SPLITS and not tree.is_hidden(p.name)):
+        raise UserError(f"data.name: {root} has no split '{split}'; it has {', '.join(folders)}")
+    train, files = _classes(root, folders["train"]), _classes(root, name)
+    if beside := sorted(p.name for p in root.iterdir() if p.name not in splits and not tree.is_hidden(p.name)):
         _tell(f"{root}: not read, for it is no split: {', '.join(map(tree.legible, beside[:_NAMED]))} …")
     if set(train) != set(files):
         differ = ", ".join(sorted(set(train) ^ set(files))[:5])
-        both = f"{root / 'train'} and {root / name}"
+        both = f"{root / folders['train']} and {root / name}"
         raise UserError(f"data.name: {both} must hold the same classes; only one has {differ}")
     return {label: files[label] for label in train}
 
@@ -106,7 +107,10 @@ def _classes(root: pathlib.Path, split: str = "") -> dict[str, list[str]]:
     """Class → names of its images relative to root, sorted; says in the log what else is there."""
     folder = root / split
     classes, others = tree.classes(str(root), split)
+    loops = {name for name, reason in others if reason == tree.LOOP}
     for entry in sorted(folder.iterdir()):
+        if str(entry.relative_to(root)) in loops:
+            continue
         if entry.is_dir() and not tree.is_hidden(entry.name) and tree.class_name(entry.name) not in classes:
             has = f"has no image ({' '.join(tree.EXTENSIONS)})"
             raise UserError(f"data.name: {tree.legible(str(entry))} {has}; add some or remove it")

@@ -16,6 +16,9 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif", ".jxl"),
 )
 SPLITS = ("train", "test", "val", "validation")  # names of folders that may stand above those of classes
+_SPLIT_WORDS = {name: name for name in SPLITS}
+_SPLIT_WORDS |= {"training": "train", "testing": "test", "eval": "test", "evaluation": "test"}
+_SPLIT_WORDS |= {"valid": "validation", "dev": "validation"}
 
 # Why a file is not used.
 HIDDEN, OTHER, DEVICE = "hidden file", "no picture by its name", "device or socket"
@@ -28,13 +31,20 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in name.split("/"))
 
 
-def walk(root: str) -> Iterator[tuple[str, str]]:
-    """(name relative to root with /, "" for a picture or why it is none) of every file below a folder, sorted.
+def walk(root: str, inside: str = "") -> Iterator[tuple[str, str]]:
+    """(name with /, "" for a picture or why it is none) of every file below a folder, sorted.
 
-    Links are followed, but for one that leads to a folder in which it stands.
+    Links are followed, but for one that leads to a folder in which it stands, of which root is the topmost.
+
+    Args:
+      root: the folder.
+      inside: the folder of it (or of folders of it, with /) to look at, to which names are relative; empty: root itself.
     """
-    about = os.stat(root)
-    return _walk(root, "", ((about.st_dev, about.st_ino),))
+    above, folder = [os.stat(root)], root
+    for part in filter(None, inside.split("/")):
+        folder = os.path.join(folder, part)
+        above.append(os.stat(folder))
+    return _walk(folder, "", tuple((about.st_dev, about.st_ino) for about in above))
 
 
 def _walk(folder: str, prefix: str, above: tuple) -> Iterator[tuple[str, str]]:
@@ -75,7 +85,7 @@ def classes(root: str, split: str = "") -> tuple[dict[str, list[str]], list[tupl
       split: the folder below it that holds the classes; empty: root itself.
     """
     found, others = {}, []
-    for name, reason in walk(os.path.join(root, split)):
+    for name, reason in walk(root, split):
         full = f"{split}/{name}" if split else name
         label, inside, _ = name.partition("/")
         if not reason and not inside:
@@ -100,36 +110,44 @@ def legible(name: str) -> str:
         return name.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
-def split_folders(root: str) -> tuple[str, ...]:
-    """The folders of root that are splits; none where they are classes.
+def split_word(word: str) -> str | None:
+    """The split that a word means, in any case; None for other words."""
+    return _SPLIT_WORDS.get(word.lower())
+
+
+def split_folders(root: str) -> dict[str, str]:
+    """Folder → split of the folders of root that are splits; empty where they are classes.
 
     A folder named train is a split if it holds folders of pictures, and a class if it holds pictures.
 
     Raises:
-      UserError: it may be either.
+      UserError: it may be either, or two folders mean one split.
     """
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and os.path.isdir(entry.path))
-    kinds = {name: _kinds(os.path.join(root, name)) for name in names if name in SPLITS}
-    splits = tuple(name for name in SPLITS if kinds.get(name, (False, False))[1])
-    if "train" not in splits:
-        return ()
-    others = (name for name in names if name not in SPLITS)
-    beside = next((name for name in others if any(_kinds(os.path.join(root, name)))), None)
-    if beside is None or len(splits) > 1:
-        return splits
-    if kinds["train"][0]:
-        return ()
-    raise UserError(
-        f"{os.path.join(root, 'train')} holds folders of pictures, as a split does, and stands beside the class "
-        f"'{beside}': if it is a class, move its pictures into it; if it is a split, move {beside} elsewhere"
-    )
+    kinds = {name: _kinds(root, name) for name in names if split_word(name)}
+    folders = {split: [n for n in kinds if kinds[n][1] and split_word(n) == split] for split in SPLITS}
+    folders = {split: found for split, found in folders.items() if found}
+    if "train" not in folders:
+        return {}
+    others = (name for name in names if name not in kinds)
+    beside = next((name for name in others if any(_kinds(root, name))), None)
+    train = folders["train"][0]
+    if len(folders) == 1 and beside is not None:
+        if kinds[train][0] or train not in SPLITS:
+            return {}
+        raise UserError(
+            f"{os.path.join(root, train)} holds folders of pictures, as a split does, and stands beside the class "
+            f"'{beside}': if it is a class, move its pictures into it; if it is a split, move {beside} elsewhere"
+        )
+    if twice := next((found for found in folders.values() if len(found) > 1), None):
+        raise UserError(f"{root}: the folders {' and '.join(twice)} mean the same split; join them, or rename one")
+    return {found[0]: split for split, found in folders.items()}
 
 
-def _kinds(folder: str) -> tuple[bool, bool]:
-    """Whether a folder holds pictures itself, and whether folders below it do."""
-    with os.scandir(folder) as entries:
+def _kinds(root: str, folder: str) -> tuple[bool, bool]:
+    """Whether a folder of root holds pictures itself, and whether folders below it do."""
+    with os.scandir(os.path.join(root, folder)) as entries:
         entries = [entry for entry in entries if not is_hidden(entry.name)]
     here = any(entry.name.lower().endswith(EXTENSIONS) and entry.is_file() for entry in entries)
-    folders = (entry.path for entry in entries if os.path.isdir(entry.path))
-    return here, any(any(not reason for _, reason in walk(path)) for path in folders)
+    return here, any(not reason and "/" in name for name, reason in walk(root, folder))

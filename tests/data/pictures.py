@@ -1,7 +1,10 @@
 """Pictures that tests draw, as files of every kind."""
 
 import io
+import pathlib
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -22,6 +25,15 @@ def encode(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def class_folders(root: pathlib.Path, classes: Sequence[str], number: int, extension=".png", size=(6, 5)) -> str:
+    """A folder with a folder of small pictures per class; the level of picture i of class c is 20 c + i."""
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(number):
+            cv2.imwrite(str(root / name / f"{i:02}{extension}"), np.full((*size, 3), 20 * c + i, np.uint8))
+    return str(root)
 
 
 def whole_files() -> dict[str, bytes]:

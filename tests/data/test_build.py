@@ -15,6 +15,8 @@ import time
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
@@ -243,6 +245,23 @@ def test_webdataset_tars(tars, tmp_path):
     assert all(path.is_relative_to(tmp_path / "tfds") for path in new)
 
 
+@pytest.mark.parametrize("label", ["label", "fine_label"])
+def test_parquet_files_of_hugging_face(tmp_path, label):
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    for split, numbers in (("train", range(4)), ("test", range(4, 6))):
+        images = [dict(bytes=_encoded(i), path=f"{i}.png") for i in numbers]
+        table = pa.table({"image": images, label: [i % 2 for i in numbers], "text": [f"#tag{i}" for i in numbers]})
+        features = {label: {"names": ["zebra", "ant"], "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pq.write_table(table, tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet")
+    report, left = _report(_build(tmp_path, f"--from={tmp_path / 'in'}"))
+    assert report["written"] == {"train": 4, "test": 2} and report["classes"] == ["zebra", "ant"] and not left
+    record, split = _records(tmp_path)["data/test-00000-of-00001.parquet/1"]
+    assert (record["label"], list(record["hashtags"]), split) == (1, [b"tag5"], "test")
+    np.testing.assert_array_equal(record["image"], _picture(5)[..., ::-1])
+    _build(tmp_path, f"--from={tmp_path / 'in'}", "--columns=label:kind", name="other", expect=2)
+
+
 def test_class_folders_with_their_own_splits(tmp_path):
     root = tmp_path / "classes"
     for split, number in (("train", 4), ("val", 2)):
@@ -308,15 +327,17 @@ def test_record_files_with_names_of_their_own_and_a_cut(tmp_path):
         example.features.feature["pic"].bytes_list.value.append(_encoded(i))
         example.features.feature["words"].bytes_list.value.append(f"one two{i}".encode())
         records.append(framed(example.SerializeToString()))
-    path = tmp_path / "some.tfrecord-00000-of-00001"
-    path.write_bytes(b"".join(records)[:-9])
+    for folder, content in (("one", b"".join(records)[:-9]), ("two", records[2])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "some.tfrecord-00000-of-00001").write_bytes(content)
     options = ["--columns=image:pic,hashtags:words", "--splits=train:1"]
-    report, left = _report(_build(tmp_path, f"--from={path}", *options))
-    assert report["written"] == {"train": 2} and list(left.values()) == ["damaged entry"]
+    report, left = _report(_build(tmp_path, f"--from={tmp_path}/*/some.tfrecord*", *options))
+    assert report["written"] == {"train": 3} and list(left.values()) == ["damaged entry"]
     found = _records(tmp_path).values()
     assert sorted(tuple(t.decode() for t in record["hashtags"]) for record, _ in found) == [
         ("one", "two0"),
         ("one", "two1"),
+        ("one", "two2"),
     ]
 
 

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import caching, fields, mixture, source, tfds_store
+from tests.data.pictures import class_folders
 
 ROWS = [
     {"label": i % 3 - 1, "hashtags": ["sea", "blue sky"][: i % 3], "caption": f"Nr. {i} – é", "kinds": [0, 1][: i % 3]}
@@ -133,17 +134,12 @@ def test_labels_of_a_dataset_without_are_refused(digits):
         fields.labels(mixture.Renumbered(digits, {"label": ()}))
 
 
-def _folder(root, classes, number):
-    for c, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(number):
-            cv2.imwrite(str(root / name / f"{i:02}.bmp"), np.full((6, 5, 3), 20 * c + i, np.uint8))
-    return str(root)
-
-
 def test_fingerprints_are_those_of_earlier_versions(digits, digits_config, tmp_path):
     """Values from the version before sources declared fields: runs of that time go on."""
-    pets, birds = _folder(tmp_path / "pets", ("cat", "dog"), 10), _folder(tmp_path / "birds", ("bird", "cat"), 30)
+    pets, birds = (
+        class_folders(tmp_path / "pets", ("cat", "dog"), 10, ".bmp"),
+        class_folders(tmp_path / "birds", ("bird", "cat"), 30, ".bmp"),
+    )
     mixed = f"{pets}=3,{birds}=1"
 
     def fingerprint(split="train", **changes):

@@ -10,13 +10,12 @@ import pytest
 
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import decode, fields, folder, images, source
+from mae_pp_jax.data.building import inputs
+from tests.data.pictures import class_folders
 
 
 def _fill(folder, classes=("cat", "dog"), number=10, extension=".png"):
-    for c, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for i in range(number):
-            cv2.imwrite(str(folder / name / f"{i:02}{extension}"), np.full((6, 5, 3), 20 * c + i, np.uint8))
+    class_folders(folder, classes, number, extension)
 
 
 def _open(folder, split, **options):
@@ -68,6 +67,27 @@ def test_own_splits(tmp_path, name):
     assert (len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))) == (8, 3 * 2)
 
 
+@pytest.mark.parametrize(
+    "train, test", [("Train", "TEST"), ("Training", "Testing"), ("train", "valid"), ("TRAIN", "Dev")]
+)
+def test_splits_may_have_other_words_for_names(tmp_path, train, test):
+    _fill(tmp_path / train, number=4)
+    _fill(tmp_path / test, number=3)
+    assert (len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))) == (8, 6)
+    assert fields.names(_open(tmp_path, "train"), "label") == ("cat", "dog")
+    reader = inputs.open_input(str(tmp_path), sidecar_file="", columns="", input_data_dir="")
+    found = {(i.split, i.label) for part in reader.parts() for i in reader.items(part)}
+    assert found == {(s, c) for s in ("train", "validation" if "v" in test else "test") for c in ("cat", "dog")}
+
+
+def test_a_class_may_have_a_word_for_a_split_and_two_words_for_one_split_are_refused(tmp_path):
+    _fill(tmp_path / "sport", classes=("Training/2023", "cooking"))
+    assert fields.names(_open(tmp_path / "sport", "train"), "label") == ("Training", "cooking")
+    for split in ("train", "Train", "test"):
+        _fill(tmp_path / "twice" / split)
+    assert "the folders Train and train mean the same split" in _refused(tmp_path / "twice")
+
+
 def test_links_are_followed_and_what_is_not_read_is_told_once(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(folder.log, "warning", lambda what, *values: told.append(what % values))
@@ -91,6 +111,14 @@ def test_links_are_followed_and_what_is_not_read_is_told_once(tmp_path, monkeypa
     assert len(names) == 5 + 5 + 2 and {"cat/out.png", "dog/2023/x.JFIF", "fox/01.png"} <= names
     (line,) = told
     assert "hidden file 2, in no class folder 1, link in a loop 1, link to nothing 1, no picture by its name 1" in line
+
+
+@pytest.mark.parametrize("place, splits", [("train", True), ("train/cat", True), ("train", False)])
+def test_a_link_from_a_split_to_what_holds_it_is_a_loop(tmp_path, place, splits):
+    for split in ("train", "test") if splits else ("",):
+        _fill(tmp_path / split, classes=("cat", "dog") if splits else ("cat", "train"), number=3)
+    (tmp_path / place / "again").symlink_to(tmp_path)
+    assert [len(_open(tmp_path, "train")), len(_open(tmp_path, "test"))] == ([6, 6] if splits else [4, 2])
 
 
 @pytest.mark.parametrize("classes", [("bus", "car", "train"), ("test", "train", "val"), ("train", "tram")])

@@ -3,27 +3,19 @@
 import dataclasses
 import re
 
-import cv2
 import numpy as np
 import pytest
 
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import evals, fields, images, mixture, orders, source
 from tests.data import batches
-
-
-def _folder(root, classes, number):
-    for c, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(number):
-            cv2.imwrite(str(root / name / f"{i:02}.png"), np.full((8, 8, 3), 10 * c + i, np.uint8))
-    return str(root)
+from tests.data.pictures import class_folders
 
 
 @pytest.fixture
 def config(tmp_path, digits_config):
-    pets = _folder(tmp_path / "pets", ("cat", "dog"), 10)
-    birds = _folder(tmp_path / "birds", ("bird", "cat"), 30)
+    pets = class_folders(tmp_path / "pets", ("cat", "dog"), 10, size=(8, 8))
+    birds = class_folders(tmp_path / "birds", ("bird", "cat"), 30, size=(8, 8))
     name = f"{pets}=3,{birds}=1"
     return dataclasses.replace(digits_config, name=name, eval_fraction=0.2, crop="none")
 
@@ -85,7 +77,7 @@ def test_evaluation_data_is_numbered_as_the_training_data(mixed, config, tmp_pat
 
 
 def test_evaluation_data_of_other_classes_is_refused(mixed, config, tmp_path):
-    other = evals.EvalConfig(data=_folder(tmp_path / "other", ("car", "van"), 5))
+    other = evals.EvalConfig(data=class_folders(tmp_path / "other", ("car", "van"), 5, size=(8, 8)))
     with pytest.raises(UserError, match="evals.objects.data: .*other has none of the classes of the training data"):
         evals.open_eval_source(config, other, evals.Known(evals.names_of(mixed)), "objects")
 

@@ -12,6 +12,8 @@ from unittest import mock
 import cv2
 import hypothesis
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 from hypothesis import strategies as st
@@ -185,6 +187,44 @@ def test_sidecars_of_any_bytes(number):
     )
     content = st.lists(piece | st.binary(max_size=4), max_size=20).map(b"".join)
     check(number, property, st.sampled_from(["metadata.csv", "metadata.jsonl"]), content)
+
+
+PIXELS = st.sampled_from([PICTURE, b"no picture", None, "0.png", "gone.png", " "])
+VALUE = st.none() | CELL | st.lists(CELL, max_size=2) | st.integers(-2, 3) | st.floats(width=32)
+
+
+@examples
+def test_parquet(number):
+    def property(tmp, rows, kind, group, flips):
+        (tmp / "0.png").write_bytes(PICTURE)
+        pixels, values = zip(*rows)
+        bytes_of = [p if isinstance(p, bytes) else None for p in pixels]
+        paths = [p if isinstance(p, str) else None for p in pixels]
+        images = [dict(bytes=b, path=p) for b, p in zip(bytes_of, paths)] if kind == "struct" else paths
+        images = bytes_of if kind == "bytes" else images
+        values = [v for v in values if type(v) is type(values[0])] + [None] * len(rows)
+        table = pa.table(dict(image=images, label=values[: len(rows)], tags=values[: len(rows)]))
+        path = tmp / "train.parquet"
+        pq.write_table(table, path, row_group_size=group)
+        if flips:
+            content = bytearray(path.read_bytes())
+            for place, value in flips:
+                content[int(place * (len(content) - 1))] ^= value
+            path.write_bytes(content)
+        if (result := _build(tmp, path)) is None or flips:
+            return
+        _, written, left = result
+        assert len(written) + len(left) == len(rows)
+        good = [i for i, p in enumerate(images) if p == PICTURE or isinstance(p, dict) and p["bytes"] == PICTURE]
+        assert {f"train.parquet/{i}" for i in good} <= written.keys() | {e["input"] for e in left}
+        for i in good:
+            record, value = written.get(f"train.parquet/{i}"), values[i]
+            assert record is None or record["class"] == (text_lib.name(value) or None)
+
+    rows = st.lists(st.tuples(PIXELS, VALUE), min_size=1, max_size=8)
+    kinds = st.sampled_from(["struct", "bytes", "names"])
+    flips = st.just([]) | st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=3)
+    check(number, property, rows, kinds, st.integers(1, 4), flips)
 
 
 STEM = st.sampled_from(["0", "1", "d/2", "./3", "4.v", "dir.1/5", "._0", "__MACOSX/0", "é", "w\\6"])

@@ -28,13 +28,11 @@ from mae_pp_jax.data.building import splitting as splitting_lib
 from mae_pp_jax.data.building.encoding import Encoding
 from mae_pp_jax.data.building.items import COLUMNS, Part, Reader, stable_hash
 from mae_pp_jax.data.building.splitting import Splitting
-from mae_pp_jax.data.building.tar_contents import LINK_OUT
 
 log = logging.getLogger(__name__)
 
 REPORT, LEFT_OUT = "build_report.json", "left_out.jsonl"
 _FORMAT = 2  # of what is written; another one makes an unfinished build start over
-_SHOWN = 5  # links out of tars, in the report
 _COLUMNS_SHOWN = 20  # in a message
 
 
@@ -242,9 +240,7 @@ def _assemble(request: Request, write: parts_lib.Write, plan: dict, others: list
     """Names the shards as TFDS does, writes its metadata and the report, and moves the dataset to its place."""
     dataset = request.work / "dataset"
     pieces = [json.loads(write.done(index).read_text()) for index in range(len(write.digests))]
-    entries = [entry for piece in pieces for entry in piece["left_out"]] + others
-    passed = [entry["input"] for entry in entries if entry["reason"] == LINK_OUT]
-    left_out = [entry for entry in entries if entry["reason"] != LINK_OUT]
+    left_out = [entry for piece in pieces for entry in piece["left_out"]] + others
     reasons = collections.Counter(entry["reason"] for entry in left_out)
     infos, totals = _name_shards(request, write, pieces)
     if not infos:
@@ -259,7 +255,6 @@ def _assemble(request: Request, write: parts_lib.Write, plan: dict, others: list
         found=len(left_out) + sum(total["images"] for total in totals.values()),
         written={split: total["images"] for split, total in totals.items()},
         left_out=dict(sorted(reasons.items())),
-        links_out=dict(links=len(passed), first=passed[:_SHOWN]),
         splits=request.splitting.describe(),
         classes=list(write.contents.classes),
         statistics={split: _statistics(total) for split, total in totals.items()},

@@ -29,12 +29,12 @@ class ClassFolders:
     def parts(self) -> list[Part]:
         splits = self._splits()
         parts = []
-        for split in splits or [""]:
-            names = sorted(n for names in tree.classes(self.root, split)[0].values() for n in names)
+        for folder in splits or [""]:
+            names = sorted(n for names in tree.classes(self.root, folder)[0].values() for n in names)
             for start in range(0, len(names), _FILES):
                 chosen = tuple(names[start : start + _FILES])
                 size = sum(os.path.getsize(os.path.join(self.root, n)) for n in chosen)
-                parts.append(Part(self.root, first=start, names=chosen, split=split or None, size=size))
+                parts.append(Part(self.root, first=start, names=chosen, split=splits.get(folder), size=size))
         if not parts:
             has = next((f"; not used: {tree.legible(name)} ({reason})" for name, reason in self.others()), "")
             raise UserError(f"--from: {self.root} has no images in class folders ({self.root}/CLASS/*.jpg){has}")
@@ -57,7 +57,7 @@ class ClassFolders:
             if reason:
                 yield name, reason
 
-    def _splits(self) -> tuple[str, ...]:
+    def _splits(self) -> dict[str, str]:
         try:
             return tree.split_folders(self.root)
         except UserError as error:

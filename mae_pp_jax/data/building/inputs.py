@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -15,15 +16,17 @@ from mae_pp_jax.data.building.tars import TarReader
 OTHER_KIND = "other kind of file"
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _RECORDS = (".tfrecord", ".tfrecords", ".array_record")
+_PARQUET = (".parquet", ".parquet.gzip", ".pq")
+_KINDS = (_TARS, _RECORDS, _PARQUET)
 
 
 def open_input(source: str, *, sidecar_file: str, columns: str, input_data_dir: str) -> Reader:
     """The reader of an input.
 
     Args:
-      source: a folder of images, tars (a file, a pattern, or a folder of them), record files likewise, or the name or
-        folder of a dataset that TFDS has prepared.
-      sidecar_file: the file with a row per image, relative to the folder; empty: metadata.jsonl or .csv if it is there.
+      source: a folder of images, tars (a file, a pattern, or a folder of them), record and Parquet files likewise, or
+        the name or folder of a dataset that TFDS has prepared.
+      sidecar_file: the file with a row per image, relative to the folder; empty: one of `sidecar.NAMES` if it is there.
       columns: which column means what, see `Columns.parse`.
       input_data_dir: where TFDS keeps the dataset that is read; empty: its default.
 
@@ -40,9 +43,14 @@ def open_input(source: str, *, sidecar_file: str, columns: str, input_data_dir: 
             raise UserError(f"--from: cannot read {source}: {error.strerror or error}") from error
         rows = sidecar_file or next((name for name in sidecar.NAMES if name in names), "")
         if rows:
-            return sidecar.SidecarReader(path, _below(path, rows), meanings)
+            rows = _below(path, rows)
+            if _is_kind(rows, _PARQUET):
+                return _parquet(path, [rows], meanings, sidecar=True)
+            return sidecar.SidecarReader(path, rows, meanings)
         if found := _files(path, names):
             return _reader(found, meanings, _beside(path, found))
+        if found := _parquet_files(folder):
+            return _parquet(path, found, meanings, whole=True)
         return ClassFolders(path, meanings)
     if sidecar_file:
         raise UserError(f"--sidecar: {sidecar_file} needs a folder of images, and --from={source} is none")
@@ -93,6 +101,24 @@ def _beside(root: str, chosen: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((n, "in a folder below" if "/" in n else r if r == tree.HIDDEN else OTHER_KIND) for n, r in others)
 
 
+def _parquet_files(folder: epath.Path) -> list[str]:
+    """The Parquet files at any depth of a folder without pictures, in whose folders datasets keep them."""
+    if "://" in str(folder):
+        found = sorted(str(path) for path in folder.glob("**/*"))
+    else:
+        walked = list(tree.walk(str(folder)))
+        if any(not reason for _, reason in walked):
+            return []
+        found = [os.path.join(folder, name) for name, reason in walked if reason == tree.OTHER]
+    return [path for path in found if _is_kind(path, _PARQUET)]
+
+
+def _parquet(root: str, paths: Sequence[str], columns: Columns, **how: bool) -> Reader:
+    from mae_pp_jax.data.building import parquet  # slow to import
+
+    return parquet.open_files(root, paths, columns, **how)
+
+
 def _reader(paths: tuple[str, ...], columns: Columns, beside: tuple[tuple[str, str], ...] = ()) -> Reader:
     if all(_is_kind(path, _TARS) for path in paths):
         return TarReader(tuple(paths), columns, beside=beside)
@@ -100,9 +126,11 @@ def _reader(paths: tuple[str, ...], columns: Columns, beside: tuple[tuple[str, s
         from mae_pp_jax.data.building import records
 
         return records.RecordReader(tuple((path, None) for path in paths), columns, beside=beside)
-    kinds = (_TARS, _RECORDS) if not _is_kind(paths[0], _RECORDS) else (_RECORDS, _TARS)
-    odd = next((path for path in paths if not _is_kind(path, kinds[0])), paths[0])
-    raise UserError(f"--from: {odd} is neither a folder nor one of {', '.join((*_TARS, *_RECORDS))}")
+    if all(_is_kind(path, _PARQUET) for path in paths):
+        return _parquet(os.path.commonpath([os.path.dirname(path) for path in paths]), paths, columns)
+    first = next((kind for kind in _KINDS if _is_kind(paths[0], kind)), ())
+    odd = next((path for path in paths if not _is_kind(path, first)), paths[0])
+    raise UserError(f"--from: {odd} is neither a folder nor one of {', '.join(first or sum(_KINDS, ()))}")
 
 
 def _is_kind(path: str, suffixes: tuple[str, ...]) -> bool:

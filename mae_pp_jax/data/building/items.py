@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from mae_pp_jax.core.errors import UserError
@@ -149,6 +149,16 @@ class Columns:
                 raise UserError(f"--columns: '{pair}' is not MEANING:COLUMN; meanings: {', '.join(COLUMNS)}{hint}")
             names[meaning] = (column,) if column else ()
         return cls(names)
+
+    def check_names(self, header: Sequence[str], where: str) -> None:
+        """Refuses a name with a meaning that two columns of a table have, of which one would be lost.
+
+        Raises:
+          UserError: there is one.
+        """
+        known = {column for names in self.names.values() for column in names}
+        if twice := next((name for name in header if name in known and header.count(name) > 1), None):
+            raise UserError(f"{where} has {header.count(twice)} columns {twice}; rename all but one")
 
     def value(self, meaning: str, row: Mapping[str, Any]) -> Any:
         """The value of the column with this meaning; None where there is none or it is `text.missing`."""

@@ -40,7 +40,7 @@ class RecordReader:
         return [Part(path, split=split, size=storage.size(path)) for path, split in self.files]
 
     def items(self, part: Part) -> Iterator[Item]:
-        name = os.path.basename(part.path)
+        name = os.path.relpath(part.path, os.path.commonpath([os.path.dirname(path) for path, _ in self.files]))
         index = -1
         try:
             for index, record in enumerate(_records(part.path)):

@@ -25,13 +25,14 @@ from mae_pp_jax.data.text import cell
 
 log = logging.getLogger(__name__)
 
-NAMES = ("metadata.jsonl", "metadata.csv")  # looked for in the folder when none is named
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # looked for in the folder when none is named
 NOT_NAMED = "in no row of the sidecar"
 _ROWS = 1000  # of a part
 _MOST_LINES = 1000  # of one row; a quoted cell that is longer is taken for one that never closes
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (".jsonl", ".ndjson", *_DELIMITERS)
 _UTF8 = dict(encoding="utf-8", errors="surrogateescape")  # gives back the same bytes, whatever they are
+_SPREADSHEET_LINE = 16  # bytes, at most, of a first line that names the separator
 _MARK = b"\xef\xbb\xbf"
 _OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 csv.field_size_limit(2**31 - 1)  # for the whole process: 128 KiB by default, and captions may be longer
@@ -52,7 +53,7 @@ class SidecarReader:
 
     def parts(self) -> list[Part]:
         if self._suffix not in _SUFFIXES:
-            raise UserError(f"--sidecar: {self.path} must end in {', '.join(_SUFFIXES)}")
+            raise UserError(f"--sidecar: {self.path} must end in {', '.join(_SUFFIXES)}, .parquet")
         try:
             header, start, dialect = self._header()
             bounds, number, odd = [start], 0, []  # bytes at which parts begin, and the last one ends
@@ -109,17 +110,22 @@ class SidecarReader:
         """The column names of a CSV file ([] for JSON lines), the byte at which its rows begin, csv's options."""
         with epath.Path(self.path).open("rb") as file:
             begin = file.read(len(_MARK))
+            start = len(_MARK) if begin == _MARK else 0
+            file.seek(start)
+            first = file.readline(_SPREADSHEET_LINE)
         if begin.startswith(_OTHER_MARKS):
             raise UserError(f"--sidecar: {self.path} is UTF-16; save it as UTF-8")
-        start = len(_MARK) if begin == _MARK else 0
         if self._suffix not in _DELIMITERS:
             return [], start, {}
+        if re.fullmatch(rb'"?sep=."?\r?\n', first):  # what spreadsheets write for one another
+            start += len(first)
         own = _DELIMITERS[self._suffix]
         found = [self._columns(start, own)]
-        for delimiter in ",;\t".replace(own, ""):  # spreadsheets write ; where numbers have a decimal comma
+        for delimiter in ",;\t|".replace(own, ""):  # spreadsheets write ; where numbers have a decimal comma
             if not set(found[0][0]) & set(self.columns.names["image"]):
                 found.insert(0, self._columns(start, delimiter))
         if set(found[0][0]) & set(self.columns.names["image"]):
+            self.columns.check_names(found[0][0], f"--sidecar: {self.path}")
             return found[0]
         raise UserError(
             f"--sidecar: {self.path} has no column {' or '.join(self.columns.names['image'])}, its columns are "

@@ -14,9 +14,10 @@ from mae_pp_jax.data.building.items import DAMAGED, TWICE, UNREADABLE, Broken, C
 
 IMAGE = "image"  # the meaning of a member that is a picture; that of others is their suffix
 FURTHER = "further part of an example"
-LINK_OUT = "link out of the tar"  # told in the report alone: the tar does not hold what it leads to
+LINK_OUT = "link out of the tar"
 TEXTS = ("json", "txt", "cls", "tags", "hashtags", "caption")  # suffixes that say something about the picture
 _MOST = 1 << 20  # bytes of such a member, or of a header that is read whole
+_MOST_LINKS = 40  # on the way to a file, as on Linux
 _NEAR = 64  # members; where texts stand farther behind their picture, they are read in advance
 _READ_WHOLE = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -189,17 +190,35 @@ def look(path: str) -> Contents:
 def _follow(links: list, files: dict, contents: Contents) -> Iterator[_Member]:
     """The links that lead, perhaps over other links, to files of the tar."""
     targets = {name: target for _, name, target, _ in links}
+    folders = {folder for name in files for folder in _above(name)} | {"."}
     for place, name, target, symbolic in links:
-        for _ in range(len(links)):
-            if target in files or target not in targets:
-                break
-            target = targets[target]
-        if target in files:
-            contents.linked[place] = files[target]
+        found = _end(target, targets, files)
+        if found in files:
+            contents.linked[place] = files[found]
             yield _Member.of(place, name)
+        elif found in folders:
+            contents.unused[place] = [Unused(name, tree.OTHER, f"a link to the folder {target}")]
         else:
             reason = LINK_OUT if symbolic else DAMAGED
             contents.unused[place] = [Unused(name, reason, f"a link to {target}, which is no file of this tar")]
+
+
+def _end(target: str, targets: dict[str, str], files: dict) -> str:
+    """Where a link leads over other links, of which some may stand for folders on the way."""
+    for _ in range(_MOST_LINKS):
+        if target in files:
+            break
+        link = next((folder for folder in (target, *_above(target)) if folder in targets), None)
+        if link is None:
+            break
+        target = posixpath.normpath(posixpath.join(targets[link], posixpath.relpath(target, link)))
+    return target
+
+
+def _above(name: str) -> Iterator[str]:
+    """The folders in which a name stands, the nearest first."""
+    while (name := posixpath.dirname(name)) not in ("", "/"):
+        yield name
 
 
 def _arrange(contents: Contents, key: str, group: list[_Member]) -> None:

@@ -80,6 +80,18 @@ def test_header_cells_may_have_spaces_and_cells_may_be_long(tmp_path):
     assert found == [("0.png", "a, b"), ("1.png", long)]
 
 
+@pytest.mark.parametrize("first, comma", [("sep=;\n", ";"), ("\ufeffsep=,\r\n", ","), ("", "|"), ('"sep=\t"\n', "\t")])
+def test_separators_that_spreadsheets_write(tmp_path, first, comma):
+    found = _read(_reader(tmp_path, f"{first}file{comma}text\n0.png{comma}a b\n"))
+    assert found == [("0.png", "a b")]
+
+
+def test_two_columns_of_one_name_are_refused_where_one_would_be_lost(tmp_path):
+    with pytest.raises(UserError, match="has 2 columns text; rename all but one"):
+        _reader(tmp_path, "file,text,text\n0.png,a,b\n").parts()
+    assert _read(_reader(tmp_path, "file,,,x,x,text\n0.png,1,2,3,4,b\n")) == [("0.png", "b")]
+
+
 def test_what_a_parser_raises_names_the_row(tmp_path):
     rows = [
         '{"file": "0.png", "text": "a"}',

@@ -101,15 +101,25 @@ def test_links_are_read_as_what_they_lead_to(tmp_path, mode):
     other = PICTURE + b"other"
     members = [_link("early.png", "d/1.png", tarfile.SYMTYPE), ("d/1.png", PICTURE), ("d/2.png", other)]
     members += [_link("d/3.png", "d/1.png"), _link("d/4.png", "3.png", tarfile.SYMTYPE), _link("d/5.png", "d/2.png")]
+    members += [_link("e", "d", tarfile.SYMTYPE), _link("9.png", "e/4.png", tarfile.SYMTYPE)]
     members += [_link("6.png", "gone.png"), _link("7.png", "/etc/passwd", tarfile.SYMTYPE), _link("8.png", "8.png")]
     found, _ = _read(_write(tmp_path / "a.tar", members, mode))
-    pictures = {"early": PICTURE, "d/1": PICTURE, "d/2": other, "d/3": PICTURE, "d/4": PICTURE, "d/5": other}
+    pictures = {
+        "early": PICTURE,
+        "d/1": PICTURE,
+        "d/2": other,
+        "d/3": PICTURE,
+        "d/4": PICTURE,
+        "d/5": other,
+        "9": PICTURE,
+    }
     assert {key: found.pop(f"a.tar/{key}") for key in pictures} == pictures
     reasons = {key: reason for key, (reason, _) in found.items()}
     assert reasons == {
         "a.tar/6.png": "damaged entry",
         "a.tar/7.png": "link out of the tar",
         "a.tar/8.png": "damaged entry",
+        "a.tar/e": "no picture by its name",
     }
 
 
@@ -162,15 +172,20 @@ def test_cut_and_joined_archives(tmp_path):
     more = [(f"{i}.png", PICTURE) for i in range(4, 6)]
     _write(tmp_path / "more.tar", more, "w")
     (tmp_path / "joined.tar").write_bytes(data + (tmp_path / "more.tar").read_bytes())
+    (tmp_path / "empty.tar").write_bytes(b"")
     found = {}
-    for name in (*cuts, "damaged", "whole", "joined"):
+    for name in (*cuts, "damaged", "empty", "whole", "joined"):
         reader = tars.TarReader((str(tmp_path / f"{name}.tar"),), items.Columns.parse(""))
         found[name] = _tags(reader)
     pictures = {name: sum(tags is None for tags in tags_of.values()) for name, tags_of in found.items()}
-    assert pictures == dict(header=2, between=2, picture=2, mark=4, damaged=2, whole=4, joined=6)
+    assert pictures == dict(header=2, between=2, picture=2, mark=4, damaged=2, empty=0, whole=4, joined=6)
     told = {name: [key for key, reason in of.items() if reason == "damaged entry"] for name, of in found.items()}
     after = {"picture": 2, "mark": 3}
-    assert told == {n: [f"{n}.tar, after {after.get(n, 1)}"] for n in (*cuts, "damaged")} | {"whole": [], "joined": []}
+    assert told == {n: [f"{n}.tar, after {after.get(n, 1)}"] for n in (*cuts, "damaged")} | {
+        "empty": ["empty.tar, after None"],
+        "whole": [],
+        "joined": [],
+    }
 
 
 def test_an_example_that_cannot_be_read_is_named(tmp_path):
