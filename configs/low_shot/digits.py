@@ -20,7 +20,7 @@ ADAPTERS = {
     "vpt_shallow": (dict(tokens=5), dict(name="sgd", lr=0.5, weight_decay=1e-4)),
     "vpt_deep": (dict(tokens=5), dict(name="sgd", lr=0.5, weight_decay=1e-4)),
     "adaptformer": (dict(bottleneck=16), dict(name="sgd", lr=0.5, weight_decay=0.0)),
-    "lora": (dict(rank=4, alpha=4.0), dict(name="adamw", lr=5e-3, weight_decay=0.01)),
+    "lora": (dict(rank=4, alpha=4.0), dict(name="adamw", lr=2e-2, weight_decay=0.01)),
 }
 
 
@@ -41,5 +41,5 @@ def get_config(shots=5, adapter="none"):
         c.adapter = dict(own, kind=adapter)
         c.optim = dict(optim, lr_batch=0, warmup="10%")
         c.lr_grid, c.select_images = (1.0, 0.3, 0.1, 0.03), 500
-        c.eval_every = "50%"
+        c.train_for, c.eval_every = "100 epochs", "50%"
     return c

@@ -164,8 +164,10 @@ def export_run(run: str, to: str, format: str, *, step: str = "last", dtype: str
 def merge_run(run: str, to: str, split: int = 0, *, step: str = "last") -> dict:
     """Writes one model of a low-shot run with LoRA as a run with plain weights; see `interop.merging.merge`."""
     from mae_pp_jax.interop import merging
+    from mae_pp_jax.stages.shared import features
 
-    result = merging.merge(storage.path(run, "--from"), storage.path(to, "--to"), split, step)
+    source, target = storage.path(run, "--from"), storage.path(to, "--to")
+    result = merging.merge(source, target, split, step, epsilon=features.EPSILON)
     print(f"{to} is a run of stage {result['stage']} with {result['parameters']:,} parameters")
     return result
 

@@ -19,14 +19,15 @@ KERNELS = {
 }
 
 
-def merge(run: storage.Path, to: storage.Path, split: int, step: str = "last") -> dict:
+def merge(run: storage.Path, to: storage.Path, split: int, step: str, *, epsilon: float) -> dict:
     """Writes one model of a low-shot run with LoRA as a run of stage `classify`.
 
     Args:
       run: folder of the run.
       to: the new folder.
       split: which of its draws; of several learning rates the model that was picked at the end of the run.
-      step: checkpoint of the run.
+      step: checkpoint of the run, "last" or a number.
+      epsilon: added to the variance where the stage normalises features.
 
     Returns:
       The content of `result.json`.
@@ -50,11 +51,8 @@ def merge(run: storage.Path, to: storage.Path, split: int, step: str = "last") -
     model = split * len(config["lr_grid"]) + _picked(run, at, config, split)
     found = checkpoint.weights(run, at)
     parameters = {path: _pieces(path, found, config, model) for path in found if path.startswith("encoder/")}
-    for name in ("kernel", "bias"):
-        shape = found[f"heads/{name}"].shape[1:]
-        parameters[f"head/{name}"] = stream.Pieces(
-            shape, shape, lambda leaf=found[f"heads/{name}"]: [((), _read(leaf, model))]
-        )
+    for name, value in _head(found, model, split, epsilon).items():
+        parameters[f"head/{name}"] = stream.Pieces(value.shape, value.shape, lambda value=value: [((), value)])
     shared = ("model", "data", "evals", "declared", "seed", "global_batch")
     source = dict(run=str(run), stage=config["stage"], step=at, params_sha256=checkpoint.weights_sha256(run, at, found))
     joined, parents = lineage.join({"": {**source, "lineage": meta["lineage"], "parents": meta.get("parents")}})
@@ -87,6 +85,14 @@ def _picked(run: storage.Path, step: int, config: dict, split: int) -> int:
 
 def _read(leaf: leaves.Leaf, *index: int) -> np.ndarray:
     return np.asarray(leaves.open_leaf(leaf)[index].read().result())
+
+
+def _head(found: dict[str, leaves.Leaf], model: int, split: int, epsilon: float) -> dict[str, np.ndarray]:
+    """The head of a model on features as they come, with the statistics that it has them normalised by."""
+    kernel, bias = (_read(found[f"heads/{name}"], model).astype(np.float64) for name in ("kernel", "bias"))
+    mean, variance = (_read(found[f"feature_norm/{name}"], split).astype(np.float64) for name in ("mean", "variance"))
+    kernel = kernel / np.sqrt(variance + epsilon)[:, None]
+    return {"kernel": kernel.astype(np.float32), "bias": (bias - mean @ kernel).astype(np.float32)}
 
 
 def _pieces(path: str, found: dict[str, leaves.Leaf], config: dict, model: int) -> stream.Pieces:

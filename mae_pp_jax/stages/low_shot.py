@@ -7,10 +7,11 @@ that it was not drawn. Reported are mean and standard deviation over the draws.
 Models are independent: none changes by what others there are. Their parameters have a leading axis `splits`, in which
 the learning rates of a draw follow one another.
 
-The head is linear, on features that are normalised as the sources do. Without adapters features do not change, and
-their mean and variance are measured once. AdaptFormer has a BatchNorm without learned scale: in training over the
-model's batch; for evaluation its statistics are measured on the draw's own images with the weights that are evaluated,
-where PyTorch takes running averages. VPT and LoRA have no normalisation.
+The head is linear, on features that are normalised as the sources do. VPT has no normalisation. AdaptFormer has a
+BatchNorm without learned scale: in training over the model's batch; for evaluation its statistics are measured on the
+draw's own images with the weights that are evaluated, where PyTorch takes running averages. Without adapters features
+do not change, and their mean and variance are measured once. So they are with LoRA, for whose heads there is no source:
+there they are no more than the scale in which the head learns, and merge into it.
 """
 
 import dataclasses
@@ -66,8 +67,8 @@ class LowShotStageConfig(ImageStageConfig):
 
 
 class LowShotStage(ImageStage):
-    """Parameters `encoder/…`, `heads/{kernel [models, width, classes], bias}`, with adapters `adapters/…` [models, …],
-    without `feature_norm/{mean, variance}` [splits, width]."""
+    """Parameters `encoder/…`, `heads/{kernel [models, width, classes], bias}`, with adapters `adapters/…` [models, …];
+    where features are measured once (without adapters, LoRA) `feature_norm/{mean, variance}` [splits, width]."""
 
     Config: ClassVar = LowShotStageConfig
     config: LowShotStageConfig
@@ -85,6 +86,7 @@ class LowShotStage(ImageStage):
         self.factors = len(config.lr_grid)
         self.adapted = self.refers = config.adapter.kind != "none"
         self.batch_norm = config.adapter.kind == "adaptformer"
+        self.measured_once = config.adapter.kind in ("none", "lora")
         self.divisible = not self.batch_norm
         self.dealt = config.splits if self.adapted else 1
 
@@ -157,11 +159,12 @@ class LowShotStage(ImageStage):
     def init(self, key):
         splits, shape = self.config.splits, (self.dims.width, self.classes)
         params = {"encoder": self.encoder.init(key)}
+        if self.measured_once:
+            params["feature_norm"] = features.unit_norm(splits, self.dims.width)
         bias = jnp.zeros((splits * self.factors, self.classes))
         if not self.adapted:
             # All heads start at zero: the problem is convex, the draw of the images is what differs between splits.
-            heads = {"kernel": jnp.zeros((splits * self.factors, *shape)), "bias": bias}
-            return {**params, "heads": heads, "feature_norm": features.unit_norm(splits, self.dims.width)}
+            return {**params, "heads": {"kernel": jnp.zeros((splits * self.factors, *shape)), "bias": bias}}
         sizes = dict(depth=self.dims.depth, width=self.dims.width, mlp=self.dims.mlp, patch=self.dims.patch)
         key = jax.random.fold_in(key, 1)
 
@@ -176,7 +179,9 @@ class LowShotStage(ImageStage):
         return {**params, "heads": {"kernel": kernel, "bias": bias}, "adapters": own}
 
     def prepare(self, params, mesh):
-        return params if self.adapted else {**params, "feature_norm": self._statistics(self._frozen, params, mesh)}
+        if not self.measured_once:
+            return params
+        return {**params, "feature_norm": self._statistics(self._frozen, params, mesh)}
 
     def _statistics(self, function, params, mesh):
         """Mean and variance of features on each split's own images."""
@@ -248,8 +253,10 @@ class LowShotStage(ImageStage):
             logits = jnp.einsum("bsd,sfdc->bsfc", x, heads["kernel"]) + heads["bias"]
             return jnp.einsum("bsfc,bs->bfc", logits, jax.nn.one_hot(batch["group"], self.config.splits))
         x = self._own_adapted(params, batch, keys)
-        if self.batch_norm:
-            x = features.batch_norm(x) if keys is not None else features.normalized(params["feature_norm"], x, (0, 2))
+        if self.batch_norm and keys is not None:
+            x = features.batch_norm(x)
+        elif "feature_norm" in params:
+            x = features.normalized(params["feature_norm"], x, (0, 2))
         logits = jnp.einsum("bsfd,sfdc->bsfc", x, heads["kernel"]) + heads["bias"]
         return logits.reshape(-1, *logits.shape[2:])
 
@@ -262,7 +269,7 @@ class LowShotStage(ImageStage):
             pixels = self.pixels(batch)
             # One after another: an evaluation of many models needs the memory of one.
             x = jax.lax.map(lambda own: self._adapted(params, own, pixels), params["adapters"]).swapaxes(0, 1)
-            if self.batch_norm:
+            if "feature_norm" in params:
                 x = features.normalized(params["feature_norm"], x, (0,))
         return jnp.einsum("bsd,sdc->bsc", x, heads["kernel"]) + heads["bias"]
 
