@@ -121,6 +121,8 @@ class Stage:
         lengths.
       divisible: whether the loss of a batch is the sum over its microbatches. Where each example is compared with all
         others of the batch it is not, and `microbatches` must be 1.
+      trained: whether there is anything to train. A stage that is not has its initial weights as its result, random or
+        from `init_from`; it needs no loss and no batches.
       config: the resolved config.
       records: training records in one epoch.
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, split,
@@ -133,6 +135,7 @@ class Stage:
     Config: ClassVar[type[StageConfig]]
     example: ClassVar[str] = "example"
     divisible: ClassVar[bool] = True
+    trained: ClassVar[bool] = True
     config: StageConfig
     records: int
     dataset: dict[str, Any]
