@@ -263,6 +263,12 @@ def few_shot_indices(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in classes]).astype(np.int64)
 
 
+def split_seeds(seed: int, splits: int) -> list[int]:
+    """A seed for the draw of each split, which does not depend on how many others there are."""
+    sequences = (np.random.SeedSequence((seed, split)) for split in range(splits))
+    return [int(sequence.generate_state(1)[0]) for sequence in sequences]
+
+
 def digest(*parts: str | bytes) -> str:
     """A short stable hash of texts and bytes: 16 hexadecimal digits."""
     sha = hashlib.sha256()

@@ -18,7 +18,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig
 from mae_pp_jax.data import fields, orders
-from mae_pp_jax.data.source import Subset, digest, few_shot_indices
+from mae_pp_jax.data.source import Subset, digest, few_shot_indices, split_seeds
 from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.evaluation.low_shot import OverSplits
@@ -62,9 +62,7 @@ class LowShotStage(ImageStage):
         return [Subset(self.train_source, few_shot_indices(labels, shots, seed=seed)) for seed in self._seeds()]
 
     def _seeds(self) -> list[int]:
-        """A seed for each split, which does not depend on how many others there are."""
-        sequences = (np.random.SeedSequence((self.config.seed, split)) for split in range(self.config.splits))
-        return [int(sequence.generate_state(1)[0]) for sequence in sequences]
+        return split_seeds(self.config.seed, self.config.splits)
 
     @property
     def model_batch(self):

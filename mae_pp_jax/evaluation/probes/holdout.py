@@ -25,3 +25,22 @@ def stratified(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray,
     if not len(out):
         raise ValueError("no class has two images")
     return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+class Part:
+    """Some rows of features that may be mapped from a file; rows are read when they are asked for.
+
+    Args:
+      features: [images, width].
+      rows: int [chosen].
+    """
+
+    def __init__(self, features: np.ndarray, rows: np.ndarray):
+        self._features, self._rows = features, rows
+        self.shape, self.dtype = (len(rows), features.shape[1]), features.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self._features[self._rows[index]]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.optimize
 
+L2 = 2.5e-4  # of MSN
 _TOLERANCE = 1e-7  # largest component of the gradient of the mean loss at which it has converged
 _MOST_STEPS = 10_000
 

@@ -30,7 +30,7 @@ VERSION = 1  # of what rows hold; another one makes other files
 NOTE_SECONDS = 10.0  # between notes of how far a computation has come
 LINE_SECONDS = 30.0  # between lines about it where there is no terminal
 # The keys of an evaluation set that say what is measured, not how an image gets its pixels.
-_NOT_PIXELS = {"data", "split", "classes", "evaluators"}
+_NOT_PIXELS = {"data", "split", "classes", "labels", "logits", "evaluators"}
 
 
 @dataclasses.dataclass(frozen=True)
