@@ -125,7 +125,8 @@ def _measured(results: Sequence[Mapping]) -> str:
     for result in results:
         for column in result["columns"]:
             if column["over"]:
-                over.setdefault(f"{len(column['values']['accuracy'])} {column['over']}", []).append(column["task"])
+                task = re.sub(r"^\d+-shot \(.*\)$", "k-shot", column["task"])
+                over.setdefault(f"{len(column['values']['accuracy'])} {column['over']}", []).append(task)
     spread = "; ".join(f"{', '.join(dict.fromkeys(tasks))} over {what}" for what, tasks in over.items())
     line = "Top-1 in percent" + (f" on {' and '.join(datasets)}" if datasets else "")
     return line + (f"; mean ± sample standard deviation: {spread}." if spread else ".")

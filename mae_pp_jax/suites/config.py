@@ -73,11 +73,11 @@ class LowShotConfig:
 
     shots: tuple[int, ...] = key((1, 5, 10), "images per class", low=1)
     splits: int = key(5, "draws of the images, the same as those of stage low_shot with this seed", low=1)
-    split_files: str = key("", "folder of files that list the images instead, such as 5imgs_class.txt; empty: drawn")
+    splits_from: str = key(
+        "", "folder of files that list the images, WORKDIR/splits of a run or published ones; empty: drawn"
+    )
     logistic_l2: tuple[float, ...] = key(
-        tuple(logistic.L2 * 10.0**power for power in range(5)),
-        "penalties tried, chosen by undrawn training images",
-        low=1e-9,
+        logistic.PENALTIES, "penalties tried, chosen by undrawn training images", low=1e-9
     )
     ridge_l2: tuple[float, ...] = key((ridge.L2,), "penalties; of several, chosen by undrawn training images", low=1e-9)
     chosen_by: int = key(10_000, "undrawn training images that penalties are chosen by, at most", low=1)

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from mae_pp_jax.core import checkpoint, partition, run_folder, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import MeshConfig
-from mae_pp_jax.data import evals, fields
-from mae_pp_jax.data.source import few_shot_indices, open_source, split_seeds
+from mae_pp_jax.data import evals, few_shot, fields
+from mae_pp_jax.data.source import digest, few_shot_indices, open_source, split_seeds
 from mae_pp_jax.evaluation.probes import holdout, knn, linear_grid, logistic, ridge, scoring
 from mae_pp_jax.models.patches import height_width
 from mae_pp_jax.stages import registry
@@ -31,6 +32,7 @@ from mae_pp_jax.suites.config import LinearConfig, LowShotConfig, SuiteConfig
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of how tasks are measured
+_SMALL = 1e8  # multiplications of a step of logistic regression up to which one thread is fastest
 Column = dict[
     str, Any
 ]  # task, over ("seeds", "splits" or None), values: measure → one number each, and what was chosen
@@ -154,10 +156,18 @@ def _tasks(judged: Judged, config: SuiteConfig) -> dict[str, tuple[dict, Callabl
     if "low_shot" in config.evals:
         _check_shots(judged, config.low_shot)
         for shots in config.low_shot.shots:
-            settings = dict(dataclasses.asdict(config.low_shot), shots=shots)
+            settings = {**dataclasses.asdict(config.low_shot), "shots": shots, **_listed(config.low_shot, shots)}
             measure = functools.partial(_low_shot, judged, config.low_shot, shots, config.seed)
             tasks[f"{shots}-shot"] = settings, measure
     return tasks
+
+
+def _listed(config: LowShotConfig, shots: int) -> dict[str, str]:
+    """What tells the content of split files from others."""
+    if not config.splits_from:
+        return {}
+    files = [few_shot.split_file(config.splits_from, shots, split, config.splits) for split in range(config.splits)]
+    return dict(splits_from=digest(*map(storage.read_bytes, files)))
 
 
 def _check_shots(judged: Judged, config: LowShotConfig) -> None:
@@ -167,8 +177,7 @@ def _check_shots(judged: Judged, config: LowShotConfig) -> None:
             raise UserError(
                 f"config.low_shot.shots: {shots} images per class, but the largest class has {counts.max()}; use fewer"
             )
-        if few := int(np.sum(counts < shots)):
-            log.info("%d-shot: %d of %d classes have fewer images and give all", shots, few, judged.classes)
+        few_shot.tell_small_classes(judged.train.labels, shots, fields.names(judged.train_source, "label"))
 
 
 def _once(
@@ -239,39 +248,42 @@ def _low_shot(judged: Judged, config: LowShotConfig, shots: int, seed: int) -> l
     found: dict[str, list] = {"logistic": [], "ridge": []}
     penalties = dict(logistic=config.logistic_l2, ridge=config.ridge_l2)
     chosen: dict[str, list] = {name: [] for name in found}
-    for rows, others in _splits(judged, config, shots, seed):
-        for name, (l2, measures) in _of_split(judged, rows, others, penalties).items():
-            found[name].append(measures)
-            chosen[name].append(l2)
+    # Threads that share a product of microseconds wait for one another a hundred times as long.
+    small = shots * judged.classes**2 * judged.train.features.shape[1] < _SMALL
+    with threadpoolctl.threadpool_limits(1 if small else None):
+        for rows, others in _splits(judged, config, shots, seed):
+            for name, (l2, measures) in _of_split(judged, rows, others, penalties).items():
+                found[name].append(measures)
+                chosen[name].append(l2)
     return [_column(f"{shots}-shot ({name})", "splits", own, l2=chosen[name]) for name, own in found.items()]
 
 
 def _splits(judged: Judged, config: LowShotConfig, shots: int, seed: int):
     """(rows of the labelled images of a split, rows of others to choose by), of each split."""
-    place = np.full(len(judged.train_source), -1)
+    source, place = judged.train_source, np.full(len(judged.train_source), -1)
     place[judged.train.records] = np.arange(len(judged.train.records))
-    labels = fields.labels(judged.train_source)
-    for own in split_seeds(seed, config.splits):
-        drawn = place[few_shot_indices(labels, shots, seed=own)]
-        rows = drawn[drawn >= 0]  # those that can be read
-        others = np.setdiff1d(np.arange(len(judged.train.labels)), rows)
-        yield rows, np.random.default_rng(own).permutation(others)[: config.chosen_by]
+    labels = fields.labels(source)
+    for number, own in enumerate(split_seeds(seed, config.splits)):
+        if config.splits_from:
+            file = few_shot.split_file(config.splits_from, shots, number, config.splits)
+            drawn = few_shot.read_split(file, source, "config.low_shot.splits_from")
+        else:
+            drawn = few_shot_indices(labels, shots, seed=own)
+        others = few_shot.rest(len(source), drawn, config.chosen_by, own)
+        rows, others = (place[chosen][place[chosen] >= 0] for chosen in (drawn, others))  # those that can be read
+        yield rows, others
 
 
 def _of_split(judged: Judged, rows: np.ndarray, others: np.ndarray, penalties: Mapping[str, Sequence[float]]) -> dict:
     """Name of a classifier → (penalty, measures on test) for one split."""
     train, test, classes = judged.train, judged.test, judged.classes
     x, labels = np.asarray(train.features[rows]), train.labels[rows]
-    solved = ridge.fit(x, labels, classes)
-    fitted = {
-        "logistic": (logistic.prepared, logistic.fit(logistic.prepared(x), labels, classes, penalties["logistic"])),
-        "ridge": (solved.prepared, {l2: solved.weights(l2) for l2 in penalties["ridge"]}),
-    }
-    out = {}
-    for name, (prepared, weights) in fitted.items():
+    standard, out = scoring.Standard(x), {}
+    for name, fit, extended in (("logistic", logistic.fit, logistic.with_one), ("ridge", ridge.fit, ridge.with_bias)):
+        weights = fit(standard(x), labels, classes, penalties[name])
 
-        def accuracy(l2: float, features, labels, prepared=prepared, weights=weights) -> dict[str, float]:
-            return scoring.accuracy(lambda x: prepared(x) @ weights[l2], features, labels)
+        def accuracy(l2: float, features, labels, extended=extended, weights=weights) -> dict[str, float]:
+            return scoring.accuracy(lambda x: extended(standard(x)) @ weights[l2], features, labels)
 
         best = max(weights)
         if len(weights) > 1:
@@ -280,7 +292,7 @@ def _of_split(judged: Judged, rows: np.ndarray, others: np.ndarray, penalties: M
                     f"config.low_shot.{name}_l2: every training image is drawn, so that none is left to choose a "
                     "penalty by; give one value, or fewer shots"
                 )
-            some, own = np.asarray(train.features[np.sort(others)]), train.labels[np.sort(others)]
+            some, own = np.asarray(train.features[others]), train.labels[others]
             # Of equals the strongest penalty.
             best = max(sorted(weights, reverse=True), key=lambda l2: accuracy(l2, some, own)["accuracy"])
         out[name] = best, accuracy(best, test.features, test.labels)

@@ -31,3 +31,18 @@ def accuracy(scores: Callable[[np.ndarray], np.ndarray], features: np.ndarray, l
         for name, (hits, _) in _accuracy(jnp.asarray(found, jnp.float32), own, np.ones(len(own), np.float32)).items():
             sums[name] = sums.get(name, 0.0) + float(hits)
     return {name: hits / len(labels) for name, hits in sums.items()}
+
+
+class Standard:
+    """Brings features to mean 0 and deviation 1, in float64; 1e-5 is added to deviations (big_vision fewshot_lsr.py).
+
+    Args:
+      features: [images, width], those whose mean and deviation count.
+    """
+
+    def __init__(self, features: np.ndarray):
+        features = np.asarray(features, np.float64)
+        self._mean, self._deviation = features.mean(0), features.std(0) + 1e-5
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return (features - self._mean) / self._deviation

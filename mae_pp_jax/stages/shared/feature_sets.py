@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,6 +22,7 @@ from mae_pp_jax.data.evals import EvalConfig
 from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import Subset
 from mae_pp_jax.stages.shared import saved_encoder
+from mae_pp_jax.stages.shared.saved_encoder import SavedEncoder
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +139,9 @@ def _computed(stem, made: dict, run, source, config, how: How, name: str, mesh) 
             return found
         encoder = saved_encoder.load(run, mesh, pool=how.pool, image_size=how.image_size)
         began, half, note = time.monotonic(), _file(stem, ".part.npy"), _file(stem, ".part.json")
-        width = jax.eval_shape(encoder.features, jax.ShapeDtypeStruct((1, *encoder.image_size, 3), np.uint8)).shape[1]
-        rows, progress = _begun(half, note, (len(source), width), how.dtype)
         with storage.writing(half):
-            _fill(rows, progress, lambda: _noted(note, rows, progress), encoder, source, config, how, name, mesh)
-        rows.flush()
-        del rows
-        facts = {**made, "unreadable": progress["unreadable"], "seconds": time.monotonic() - began}
+            unreadable = _fill(half, note, encoder, source, config, how, name, mesh)
+        facts = {**made, "unreadable": unreadable, "seconds": time.monotonic() - began}
         storage.move(half, _file(stem, ".npy"))
         storage.write_json(_file(stem, ".json"), {**facts, "sha256": _sha256(_file(stem, ".npy"))})
         storage.remove(note)
@@ -167,8 +163,10 @@ def _begun(half: storage.Path, note: storage.Path, shape: tuple[int, int], dtype
     return np.lib.format.open_memmap(half, "w+", dtype, shape), dict(done=0, unreadable=[])
 
 
-def _fill(rows, progress: dict, note: Callable, encoder, source, config, how: How, name: str, mesh) -> None:
-    """Computes the rows from `progress["done"]` on, and notes now and then how far it has come."""
+def _fill(half, note, encoder: SavedEncoder, source, config, how: How, name: str, mesh) -> list[int]:
+    """Computes the rows that are not there yet, and notes now and then how far it has come; returns the unreadable."""
+    width = jax.eval_shape(encoder.features, jax.ShapeDtypeStruct((1, *encoder.image_size, 3), np.uint8)).shape[1]
+    rows, progress = _begun(half, note, (len(source), width), how.dtype)
     start, total, batch = progress["done"], len(source), -(-how.batch // mesh.size) * mesh.size
     faults, spec = Faults(), {"image": ((*encoder.image_size, 3), np.uint8)}
     batches = pipeline.eval_batches(
@@ -202,18 +200,16 @@ def _fill(rows, progress: dict, note: Callable, encoder, source, config, how: Ho
             bar.update(count)
             now = time.monotonic()
             if now - noted > NOTE_SECONDS:
-                note()
+                rows.flush()
+                storage.write_json(note, progress)
                 noted = now
             if now - told > LINE_SECONDS and not console.on_terminal():
                 speed = (stop - start) / (now - began)
                 left = console.clock((total - stop) / speed)
                 log.info("%s: %s of %s images, %.0f images/s, %s left", label, f"{stop:,}", f"{total:,}", speed, left)
                 told = now
-
-
-def _noted(note: storage.Path, rows: np.memmap, progress: dict) -> None:
     rows.flush()
-    storage.write_json(note, progress)
+    return progress["unreadable"]
 
 
 def _file(stem: storage.Path, ending: str) -> storage.Path:
