@@ -87,6 +87,7 @@ class LowShotConfig:
 class SuiteConfig:
     """Keys of the suite `image`."""
 
+    suite: str = key("image", "name of the suite", choices=("image",))
     evals: tuple[str, ...] = key(EVALS, f"what is measured, of {', '.join(EVALS)}")
     seed: int = key(0, "of all draws", low=0)
     data: SuiteDataConfig = section(SuiteDataConfig)
