@@ -61,7 +61,7 @@ def evaluate_suite(
         checkpoint.find(run, field="--workdir")
     folder = storage.path(out, "--out") if out else runs[0] / "suites"
     storage.check_writable(folder, "--out" if out else "--workdir", folder=True)
-    configs = [image.resolve(run, stated, overrides) for run in runs]  # all, before any work
+    configs = [image.config_for(run, stated, overrides) for run in runs]  # all, before any work
     results = []
     for run, config in zip(runs, configs, strict=True):
         log.info("judging %s", run)

@@ -172,5 +172,5 @@ def _suite(entry: dict, stages: dict, folder: storage.Path, overrides: dict[str,
     run = stages[of][1]
     trained_on = registry.STAGES[run.stage].trained
     mapping = {**entry.get("overrides", {}), "suite": entry["suite"]}
-    config = suite_config.resolve(config_lib.to_dict(run), trained_on, of, config_lib.merge({}, mapping), overrides)
+    config = suite_config.for_run(config_lib.to_dict(run), trained_on, of, config_lib.merge({}, mapping), overrides)
     return suite_entry.Entry(str(folder / of), config)

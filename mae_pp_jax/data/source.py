@@ -33,8 +33,9 @@ class DataConfig:
     image_size: int | tuple[int, ...] = key(224, "side of square images in pixels, or HEIGHT,WIDTH", low=1)
     crop: str = key(
         "random_resized",
-        "how training images are cropped; none: as the images of the first evaluation set",
-        choices=("random_resized", "shift", "none"),
+        "how training images are cropped; random_resized draws a part up to ten times until it fits, random_resized_once "
+        "cuts the first one down, as MAE's linear probe; none: as the images of the first evaluation set",
+        choices=("random_resized", "random_resized_once", "shift", "none"),
     )
     crop_scale: tuple[float, ...] = key((0.2, 1.0), "random_resized: smallest and largest share of the image's area")
     crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")

@@ -111,7 +111,7 @@ class SuiteConfig:
                 raise UserError(f"config.low_shot.{field}: must have at least one value")
 
 
-def resolve(
+def for_run(
     run_config: Mapping, trained_on: bool, where: str, mapping: Mapping, overrides: dict[str, str] | None = None
 ) -> SuiteConfig:
     """The suite's config for a run.

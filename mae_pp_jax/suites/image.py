@@ -56,15 +56,15 @@ class Judged:
         )
 
 
-def resolve(run: storage.Path, mapping: Mapping, overrides: dict[str, str] | None = None) -> SuiteConfig:
-    """The suite's config for a run, see `config.resolve`.
+def config_for(run: storage.Path, mapping: Mapping, overrides: dict[str, str] | None = None) -> SuiteConfig:
+    """The suite's config for a run, see `config.for_run`.
 
     Raises:
       UserError: no run there, or a key or value that the suite does not have.
     """
     meta = checkpoint.meta(run, checkpoint.find(run, field="--workdir"))
     own = registry.stage_class(meta["config"]).Config.upgrade(meta["config"])
-    return suite_config.resolve(own, bool(meta["dataset"]), str(run), mapping, overrides)
+    return suite_config.for_run(own, bool(meta["dataset"]), str(run), mapping, overrides)
 
 
 def judge(run: storage.Path, config: SuiteConfig, robustness: Callable[[dict], list[Column]] | None = None) -> dict:

@@ -99,7 +99,7 @@ def test_what_is_done_is_not_measured_again(judged, monkeypatch, tmp_path):
 def test_draws_are_those_of_the_stage_and_more_of_them_change_none(judged, mae_run):
     stage = stage_of("low_shot", shots="2", splits="3", global_batch="48", seed="5", data__cache="none")
     run = storage.path(mae_run)
-    config = image.resolve(run, {}, {**SMALL, "seed": "5", "low_shot.splits": "4"})
+    config = image.config_for(run, {}, {**SMALL, "seed": "5", "low_shot.splits": "4"})
     own = image._judged(run, checkpoint.find(run), checkpoint.meta(run, checkpoint.find(run)), config)
     splits = list(image._splits(own, config.low_shot, 2, 5))
     assert len(splits) == 4
@@ -114,15 +114,15 @@ def test_splits_are_read_from_files(judged, mae_run, tmp_path):
     drawn = source.few_shot_indices(np.array(list(data.column("label"))), 1, seed=77)
     few_shot.write_split(tmp_path / "1imgs_class.txt", data, drawn)
     keys = {**SMALL, "low_shot.splits_from": str(tmp_path), "low_shot.splits": "1", "low_shot.shots": "1"}
-    found = image.judge(run, image.resolve(run, dict(evals=("low_shot",)), keys))
-    ((rows, _),) = image._splits(_of(run, keys), image.resolve(run, {}, keys).low_shot, 1, 0)
+    found = image.judge(run, image.config_for(run, dict(evals=("low_shot",)), keys))
+    ((rows, _),) = image._splits(_of(run, keys), image.config_for(run, {}, keys).low_shot, 1, 0)
     assert rows.tolist() == drawn.tolist()
     assert [column["over"] for column in found["columns"]] == ["splits", "splits"]
 
 
 def _of(run, keys):
     step = checkpoint.find(run)
-    return image._judged(run, step, checkpoint.meta(run, step), image.resolve(run, {}, keys))
+    return image._judged(run, step, checkpoint.meta(run, step), image.config_for(run, {}, keys))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_options_of_a_suite_need_one(judged, capsys):
 def test_weights_that_saw_no_data_here_need_some(tmp_path):
     train(RECIPE, tmp_path / "run")
     with pytest.raises(UserError, match="--data: .*run was not trained on data here; name a labelled dataset"):
-        image.resolve(storage.path(tmp_path / "run"), {})
+        image.config_for(storage.path(tmp_path / "run"), {})
 
 
 def test_published_figures_stand_beside_their_dataset_only():
