@@ -58,6 +58,7 @@ setup(
         "pillow>=11.3",  # the first whose wheels read AVIF
         "scikit-learn>=1.5",
         "scipy>=1.13",
+        "threadpoolctl>=3.5",
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],

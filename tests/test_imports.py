@@ -18,7 +18,8 @@ ALLOWED = {
     "planning": {"core"},
     "benchmarking": {"core"},
     "stages": {"core", "models", "data", "ops", "evaluation", "interop"},
-    "workers": {"core", "models", "data", "ops", "evaluation", "interop", "planning", "stages"},
+    "suites": {"core", "models", "data", "ops", "evaluation", "interop", "stages"},
+    "workers": {"core", "models", "data", "ops", "evaluation", "interop", "planning", "stages", "suites"},
     "commands": {
         "core",
         "models",
@@ -30,6 +31,7 @@ ALLOWED = {
         "planning",
         "benchmarking",
         "stages",
+        "suites",
         "workers",
     },
     "__main__": {"core", "commands"},

@@ -40,7 +40,7 @@ def get_config(size="", model=""):
     c.train_for = "90 epochs" if size.startswith("B/") else "50 epochs"
     c.global_batch = 16384
     c.log_every, c.eval_every = "20 steps", "5 epochs"
-    c.data = dict(DATA, crop_scale=(0.08, 1.0))
+    c.data = dict(DATA, crop="random_resized_once", crop_scale=(0.08, 1.0))
     c.evals, c.declared = EVALS, DECLARED
     c.model = dict(size=size, pool="cls")
     c.optim = dict(name="lars", lr=0.1, warmup="10 epochs", weight_decay=0.0)

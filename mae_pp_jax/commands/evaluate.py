@@ -26,7 +26,17 @@ examples:
   python -m mae_pp_jax evaluate --workdir=runs/finetune --config.evals.photos.data=/photos --evaluators=photos
 
 --config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set. Classes and
-hashtags of a set are matched by name with those that the checkpoint was trained on."""
+hashtags of a set are matched by name with those that the checkpoint was trained on.
+
+--suite=image judges checkpoints of any stage by what their features are worth on a labelled dataset: linear classifiers
+(a grid of settings), nearest neighbours, 1, 5 and 10 images per class, and for classifiers their evaluation sets. It
+prints one table and writes it to DIR/suites (of the first DIR, or --out) as image.json, image.md and image.png. Features
+are computed once per checkpoint and set (DIR/features), what is done already is not measured again.
+
+  python -m mae_pp_jax evaluate --suite=image --workdir=runs/demo/mae,runs/demo/mae_wsp --evals=linear,knn,low_shot
+  python -m mae_pp_jax evaluate --suite=image --workdir=runs/demo/mae --data=/photos --config.low_shot.shots=1,5
+
+--config.KEY=VALUE then is a key of the suite; --keys lists them with their values and meaning."""
 
 
 def add_parser(verbs) -> None:
@@ -36,14 +46,31 @@ def add_parser(verbs) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of a run; with --suite also several: DIR,DIR2")
     parser.add_argument("--evaluators", metavar="SETS", help="evaluation sets, separated by commas (default: all)")
+    parser.add_argument("--suite", choices=("image",), help="judge checkpoints by this suite of tasks")
+    parser.add_argument("--evals", metavar="TASKS", help="suite: of linear,knn,low_shot,robustness (default: all)")
+    parser.add_argument(
+        "--data", metavar="NAME|FOLDER", help="suite: labelled images (default: the run's training data)"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="suite: where the table goes (default: DIR/suites)")
+    parser.add_argument("--keys", action="store_true", help="suite: list every key and leave")
     hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args, rest: list[str]) -> None:
     names, overrides = args.evaluators.split(",") if args.evaluators else None, parse_overrides(rest)
+    if args.suite:
+        from mae_pp_jax.commands import evaluate_suite  # which measures classifiers by this module
+
+        evaluate_suite.run(args, overrides)
+        return
+    for option in ("evals", "data", "out", "keys"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: only a suite knows it; add --suite=image")
+    if not args.workdir:
+        raise UserError("--workdir: give the folder of a run, such as --workdir=runs/finetune")
     with hosts.together(args):
         found = evaluate(args.workdir, names, overrides)
         if hosts.first():

@@ -10,10 +10,12 @@ import jax
 from mae_pp_jax import reporting
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, hosts, lease, loop, storage
+from mae_pp_jax.core import hardware, hosts, lease, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import recognition
 from mae_pp_jax.stages import registry
+from mae_pp_jax.suites import config as suite_config
+from mae_pp_jax.suites import entry as suite_entry
 from mae_pp_jax.workers import pipeline_pool
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ example:
 
 MOST_WORKERS = 4
 STAGE_KEYS = {"name", "config", "overrides", "init_from", "report"}
+SUITE_KEYS = {"name", "suite", "of", "overrides", "report"}
 
 
 def add_parser(verbs) -> None:
@@ -65,7 +68,9 @@ def pipeline(
     Args:
       config: `configs/pipelines/RECIPE.py[:args]`. Its `get_config` gives `title`, `data` and `stages`: a list of
         dicts with `name`, `config` (a config file, relative to the pipeline's), `overrides`, `init_from` (name of an
-        earlier stage, or of one for each part) and `report` (which row and column of the table the stage fills).
+        earlier stage, or of one for each part) and `report` (which row and column of the table the stage fills). An
+        entry with `suite` ("image") judges the run of the earlier stage `of`; its tasks are columns of the row
+        that `report` names by `init`.
       workdir: folder of all stages.
       overrides: STAGE.KEY → text.
       workers: stages trained side by side in processes of their own; None: as many as suit the machine.
@@ -85,7 +90,12 @@ def pipeline(
         title=plan["title"],
         data=plan["data"],
         stages=[
-            dict(name=name, stage=resolved.stage, init_from=entry.get("init_from"), report=entry.get("report"))
+            dict(
+                name=name,
+                stage=resolved.stage,
+                init_from=entry.get("of", entry.get("init_from")),
+                report=entry.get("report"),
+            )
             for name, (entry, resolved) in stages.items()
         ],
     )
@@ -104,7 +114,7 @@ def pipeline(
         else:
             for index, (name, resolved) in enumerate(configs.items(), 1):
                 log.info("[%d/%d] %s", index, len(configs), name)
-                loop.run(registry.create(resolved), folder / name)
+                pipeline_pool.run_entry(resolved, folder / name)
         log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
         html = storage.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
     log.info("report: %s", html)
@@ -132,11 +142,15 @@ def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: di
             )
         given.setdefault(name, {})[key] = text
     for entry in plan.get("stages", ()):
-        if unknown := set(entry) - STAGE_KEYS:
-            raise UserError(f"config.stages: unknown key '{min(unknown)}'; known: {', '.join(sorted(STAGE_KEYS))}")
+        known = SUITE_KEYS if "suite" in entry else STAGE_KEYS
+        if unknown := set(entry) - known:
+            raise UserError(f"config.stages: unknown key '{min(unknown)}'; known: {', '.join(sorted(known))}")
         name, source = entry["name"], entry.get("init_from")
         if name in stages:
             raise UserError(f"config.stages: the name {name} is used twice")
+        if "suite" in entry:
+            stages[name] = (entry, _suite(entry, stages, folder, given.get(name)))
+            continue
         mapping = config_lib.load_file(str(here / entry["config"]))
         mapping = config_lib.merge(mapping, entry.get("overrides", {}))
         for part, before in {"": source}.items() if isinstance(source, str) else (source or {}).items():
@@ -148,3 +162,15 @@ def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: di
     if not stages:
         raise UserError("config.stages: the pipeline has no stages")
     return stages
+
+
+def _suite(entry: dict, stages: dict, folder: storage.Path, overrides: dict[str, str] | None) -> suite_entry.Entry:
+    """An entry that judges the run of an earlier stage, resolved."""
+    name, of = entry["name"], entry.get("of")
+    if of not in stages or "suite" in stages[of][0]:
+        raise UserError(f"config.stages: {name} judges '{of}', which is not a stage before it; name one in 'of'")
+    run = stages[of][1]
+    trained_on = registry.STAGES[run.stage].trained
+    mapping = {**entry.get("overrides", {}), "suite": entry["suite"]}
+    config = suite_config.for_run(config_lib.to_dict(run), trained_on, of, config_lib.merge({}, mapping), overrides)
+    return suite_entry.Entry(str(folder / of), config)

@@ -117,6 +117,8 @@ def run(stage: Stage, workdir: str) -> dict:
             meta["lineage"], meta["parents"] = lineage.join(sources)
             if frozen:
                 meta["frozen"] = frozen
+        if not stage.trained:
+            return _write_untrained(folder, saves, state, meta, stage)
         _describe(prog)
         stop = cleanup.enter_context(preemption.Preemption())
         cleanup.push(hosts.tell)
@@ -228,7 +230,6 @@ class _Training:
             )
 
     def finish(self, step: int, state: TrainState) -> dict:
-        params = self.prog.averaged(state)
         result = dict(
             stage=self.stage.config.stage,
             step=step,
@@ -237,19 +238,40 @@ class _Training:
             chance=self.chance,
             examples_per_second=float(np.median(self.speeds)) if self.speeds else None,
             wall_seconds=self.meta["wall_seconds"] + time.monotonic() - self.began,
-            parameters=sum(int(np.prod(leaf.shape)) for leaf in flatten(state.params).values()),
             train_flops_per_example=self.flops,
-            seed=self.stage.config.seed,
-            dataset=self.stage.dataset,
-            lineage=self.meta["lineage"],
-            parents=lineage.parents_of(self.meta["lineage"], self.meta.get("parents")),
-            revision=self.meta["revision"],
-            revisions=self.meta["revisions"],
-            params_sha256=run_folder.params_sha256(params),
+            **_origin(self.stage, self.meta, self.prog.averaged(state)),
         )
         self.folder.write_result(result)
         log.info("finished %s: %s", self.folder.path, _shown(result["metrics"]))
         return result
+
+
+def _origin(stage: Stage, meta: dict, params) -> dict:
+    """What a result says of its weights, and of where they come from."""
+    return dict(
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in flatten(params).values()),
+        seed=stage.config.seed,
+        dataset=stage.dataset,
+        lineage=meta["lineage"],
+        parents=lineage.parents_of(meta["lineage"], meta.get("parents")),
+        revision=meta["revision"],
+        revisions=meta["revisions"],
+        params_sha256=run_folder.params_sha256(params),
+    )
+
+
+def _write_untrained(
+    folder: run_folder.RunFolder, saves: checkpoint.Checkpoints, state: TrainState, meta: dict, stage: Stage
+) -> dict:
+    """The end of a stage without training: its weights as they start are checkpoint 0."""
+    if not hosts.from_first(lambda: checkpoint.steps(folder.checkpoints)):
+        saves.save(0, state, {**meta, "step": 0})
+        saves.wait()
+    origin = _origin(stage, meta, state.params)
+    result = dict(stage=stage.config.stage, step=0, examples_seen=0, metrics={}, wall_seconds=0.0, **origin)
+    folder.write_result(result)
+    log.info("wrote the weights of stage %s to %s", stage.config.stage, folder.path)
+    return result
 
 
 class _Trace:
@@ -338,7 +360,7 @@ def _same_dataset(saved: dict, now: dict, folder: run_folder.RunFolder) -> None:
 
     The name is not either: the same data may lie elsewhere by now, or be named by another path.
     """
-    name, saved, now = now["name"], _unnamed(saved), _unnamed(now)
+    name, saved, now = now.get("name"), _unnamed(saved), _unnamed(now)
     if changes := ", ".join(f"{k} was {v}, is {now[k]}" for k, v in saved.items() if k in now and now[k] != v):
         raise UserError(
             f"config.data.name: {name} is not the data that {folder.path} was trained on ({changes}); "

@@ -142,7 +142,7 @@ def make(
       lr_rules: value per path: a factor on the learning rate, an array [layers] of factors for stacked blocks
         (layer-wise decay), a factor for each of independent models (`PerModel`), or `FROZEN`.
       decay_rules: value per path: a factor on the weight decay.
-      total: steps of the whole training.
+      total: steps of the whole training; 0: nothing is trained, and all may be frozen.
       records: records in one epoch.
       global_batch: examples per step.
       example: what one example is called, a unit of the warmup's length.
@@ -153,7 +153,7 @@ def make(
     speed = assign(lr_rules, paths, "learning rate rules")
     decay = assign(decay_rules, paths, "weight decay rules")
     frozen = frozenset(p for p, value in speed.items() if isinstance(value, str) and value == FROZEN)
-    if len(frozen) == len(paths):
+    if len(frozen) == len(paths) and total:
         raise UserError("learning rate rules: every parameter is frozen, nothing would train")
     trainable = [p for p in paths if p not in frozen]
     own_axes = {p: axes[p] for p in trainable}

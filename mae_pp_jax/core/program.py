@@ -136,7 +136,7 @@ def make(stage: Stage, mesh: Mesh) -> Program:
             "with the whole batch and cannot be cut; use 1, and save memory with more devices or rematerialisation"
         )
     partition.check_batch(config.global_batch, mesh, config.microbatches, stage.dealt)
-    total = steps_of(stage, "train_for")
+    total = steps_of(stage, "train_for") if stage.trained else 0
     lengths = Lengths(
         total=total,
         log=steps_of(stage, "log_every", total),
@@ -158,14 +158,19 @@ def make(stage: Stage, mesh: Mesh) -> Program:
         global_batch=config.global_batch,
         example=stage.example,
     )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.global_batch))
-    batch = jax.eval_shape(stage.augment, stage.batch_spec(), keys)
-    names = [*jax.eval_shape(stage.loss, params, batch, keys)[1], "gradient_norm"]
-    counts = tuple(jax.eval_shape(stage.counts, stage.batch_spec()))
+    names, counts = _measured(stage, params) if stage.trained else ([], ())
     state = jax.eval_shape(functools.partial(_first_state, config, optimizer, names, counts), params)
     placed = partition.shardings(state, axes, config.mesh.rules, mesh)
     shapes = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, placed)
     return Program(stage, mesh, optimizer, shapes, lengths)
+
+
+def _measured(stage: Stage, params) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the metrics of a training step, and of what is counted over the whole run."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), stage.config.global_batch))
+    batch = jax.eval_shape(stage.augment, stage.batch_spec(), keys)
+    names = [*jax.eval_shape(stage.loss, params, batch, keys)[1], "gradient_norm"]
+    return names, tuple(jax.eval_shape(stage.counts, stage.batch_spec()))
 
 
 def make_to_run(stage: Stage, mesh: Mesh) -> Program:

@@ -123,6 +123,8 @@ class Stage:
         others of the batch it is not, and `microbatches` must be 1.
       dealt: independent models whose examples must be equally many in each device's part of a microbatch.
       refers: whether checkpoints refer to the run that frozen weights came from, with `checkpoint.frozen=auto`.
+      trained: whether there is anything to train. A stage that is not has its initial weights as its result, random or
+        from `init_from`; it needs no loss and no batches.
       config: the resolved config.
       records: training records in one epoch.
       dataset: what is trained and evaluated on, for the lineage and to refuse a resume on other data: name, split,
@@ -137,6 +139,7 @@ class Stage:
     divisible: bool = True
     dealt: int = 1
     refers: bool = False
+    trained: ClassVar[bool] = True
     config: StageConfig
     records: int
     dataset: dict[str, Any]

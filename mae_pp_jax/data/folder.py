@@ -90,7 +90,9 @@ def _held_out(root: pathlib.Path, split: str, train_split: str, eval_fraction: f
     """Class → its files in the training or held-out part of a folder without splits."""
     if split not in (train_split, *_EVAL_NAMES, _WHOLE):
         have = f"{train_split} and {_EVAL_NAMES[0]}"
-        raise UserError(f"data.name: {root} has no folder 'train', so its splits are {have}, not '{split}'; '{_WHOLE}' is both")
+        raise UserError(
+            f"data.name: {root} has no folder 'train', so its splits are {have}, not '{split}'; '{_WHOLE}' is both"
+        )
     if split == _WHOLE != train_split:
         return _classes(root)
     parts = {}

@@ -102,11 +102,12 @@ def random_resized_crop(
     draws: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    once: bool = False,
 ) -> np.ndarray:
     """Cuts out a random part and resizes it to [*size, 3].
 
     Area uniform in `scale` of the image's, aspect ratio log-uniform in `ratio`; ten tries to fit it into the image,
-    then the centre, as torchvision's RandomResizedCrop does. Resized bilinearly, after halving as long as both sides
+    then the centre, as torchvision's RandomResizedCrop does, or one try (`once`). Resized bilinearly, after halving as long as both sides
     are at least twice `size`: on ImageNet photographs 1 to 3 levels of 255 from Pillow's bicubic filter, on average.
 
     Args:
@@ -115,23 +116,29 @@ def random_resized_crop(
       draws: [CROP_DRAWS] or more, uniform in [0, 1).
       scale: smallest and largest share of the area.
       ratio: smallest and largest width / height.
+      once: whether the first draw is taken, cut down to the image where it does not fit (BYOL; MAE's linear probe).
     """
     if isinstance(image, bytes) and decode.is_jpeg(image):
         jpeg = decode.read_jpeg(image)
-        box = random_box(jpeg.height, jpeg.width, draws, scale, ratio)
+        box = random_box(jpeg.height, jpeg.width, draws, scale, ratio, once)
         reduce = next((r for r in _REDUCTIONS if box[2] >= r * size[0] and box[3] >= r * size[1]), 1)
         if reduce > 1:
             return _resize_part(*jpeg.reduced_part(*box, reduce), size)
         part = jpeg.part(*box)
     else:
         image = pixels(image)
-        top, left, height, width = random_box(*image.shape[:2], draws, scale, ratio)
+        top, left, height, width = random_box(*image.shape[:2], draws, scale, ratio, once)
         part = image[top : top + height, left : left + width]
     return _resize_fast(part, *size)
 
 
 def random_box(
-    height: int, width: int, draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+    height: int,
+    width: int,
+    draws: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    once: bool = False,
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random part of an image of this size; see `random_resized_crop`."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -140,6 +147,8 @@ def random_box(
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
         aspect = math.exp(low + (high - low) * draws[2 * attempt + 1])
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if once:
+            w, h = min(max(w, 1), width), min(max(h, 1), height)
         if 0 < w <= width and 0 < h <= height:
             return int(draws[2 * _TRIES] * (height - h + 1)), int(draws[2 * _TRIES + 1] * (width - w + 1)), h, w
     w = min(width, max(1, round(height * ratio[1])))

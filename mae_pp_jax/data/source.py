@@ -43,8 +43,9 @@ class DataConfig:
     image_size: int | tuple[int, ...] = key(224, "side of square images in pixels, or HEIGHT,WIDTH", low=1)
     crop: str = key(
         "random_resized",
-        "how training images are cropped; none: as the images of the first evaluation set",
-        choices=("random_resized", "shift", "none"),
+        "how training images are cropped; random_resized draws a part up to ten times until it fits, random_resized_once "
+        "cuts the first one down, as MAE's linear probe; none: as the images of the first evaluation set",
+        choices=("random_resized", "random_resized_once", "shift", "none"),
     )
     crop_scale: tuple[float, ...] = key((0.2, 1.0), "random_resized: smallest and largest share of the image's area")
     crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "random_resized: smallest and largest width / height")
@@ -274,6 +275,12 @@ def few_shot_indices(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     labels = np.asarray(labels)
     classes = np.unique(labels[labels >= 0])
     return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in classes]).astype(np.int64)
+
+
+def split_seeds(seed: int, splits: int) -> list[int]:
+    """A seed for the draw of each split, which does not depend on how many others there are."""
+    sequences = (np.random.SeedSequence((seed, split)) for split in range(splits))
+    return [int(sequence.generate_state(1)[0]) for sequence in sequences]
 
 
 def digest(*parts: str | bytes) -> str:

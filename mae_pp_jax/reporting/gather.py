@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from mae_pp_jax.core.errors import UserError
 INITS = ("random", "MAE", "WSP", "MAE→WSP")  # the order of the paper's comparison; others follow as they come
 MEASURES = ("accuracy", "tag_map")  # what a task is scored by: the first that its runs have
 TITLES = {"accuracy": "accuracy", "tag_map": "hashtag mAP", "tag_precision": "top-hashtag precision"}
+SUITE = "suite"  # kind of a run that judges another one; each of its tasks is a run of its own here
+_NEIGHBOURS = "20-NN"  # which of several numbers of neighbours is shown, DINO's usual choice
 _OLD_NAMES = {"examples_seen": "images_seen", "examples_per_second": "images_per_second"}
 _PIPELINE_FOLDER = (
     "a pipeline folder is made by `python -m mae_pp_jax pipeline --config=configs/pipelines/RECIPE.py --workdir=DIR`"
@@ -113,8 +116,9 @@ def read(workdir: str | os.PathLike) -> Pipeline:
     try:
         described = json.loads(storage.read_text(path))
         stages = {stage["name"]: stage for stage in described["stages"]}
-        runs = tuple(_run(folder / name, stage, _init(stage, stages)) for name, stage in stages.items())
-        return Pipeline(folder, described["title"], described["config"], described["data"], runs)
+        runs = [_run(folder / name, stage, _init(stage, stages)) for name, stage in stages.items()]
+        parts = tuple(part for run in runs for part in (_columns(run) if run.stage == SUITE else [run]))
+        return Pipeline(folder, described["title"], described["config"], described["data"], parts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"--workdir: {path} is damaged ({what}); {_PIPELINE_FOLDER}") from error
@@ -211,13 +215,35 @@ def _run(folder: storage.Path, stage: dict, init: str) -> Run:
         name=stage["name"],
         stage=stage["stage"],
         init=init,
-        task=stage["report"]["task"] if stage.get("report") else None,
+        task=stage["report"].get("task") if stage.get("report") else None,
         folder=folder,
         config=_read_json(folder / "config.json"),
         result=_read_json(folder / "result.json"),
         rows=_read_rows(folder / "metrics.jsonl"),
         picture=folder / "pictures" / newest if newest else None,
     )
+
+
+def _columns(run: Run) -> list[Run]:
+    """The tasks of a finished suite as runs, one for each seed of a task; the suite itself while it is not finished."""
+    columns = [c for c in (run.result or {}).get("columns", ()) if finite(c["values"]["accuracy"][0])]
+    neighbours = [c["task"] for c in columns if c["task"].endswith("-NN")]
+    shown = _NEIGHBOURS if _NEIGHBOURS in neighbours else next(iter(neighbours), None)
+    found = []
+    for column in (c for c in columns if c["task"] not in neighbours or c["task"] == shown):
+        values = column["values"]["accuracy"]
+        several = [[value] for value in values] if column["over"] == "seeds" else [values]
+        for number, own in enumerate(several):
+            metrics = {"test/accuracy": statistics.fmean(own)}
+            if column["over"] == "splits":
+                spread = statistics.stdev(own) if len(own) > 1 else None
+                metrics |= {"test/accuracy_std": spread, "test/splits": len(own)}
+            result = {**run.result, "metrics": metrics, "seed": f"{run.name} {number}"}
+            if found:  # the time of the suite counts once
+                result["wall_seconds"] = None
+            name = run.name if not found else f"{run.name} {column['task']} {number}"
+            found.append(dataclasses.replace(run, name=name, task=column["task"], result=result))
+    return found or [run]
 
 
 def _init(stage: dict, stages: dict[str, dict]) -> str:

@@ -20,11 +20,20 @@ STAGES = {
     "classify": "Finetuning",
     "linear": "Linear probe",
     "low_shot": "Low-shot",
+    "encoder": "Weights without training",
+    "suite": "Frozen features, judged",
 }
+_WITHOUT_CURVES = ("encoder", "suite")
 TASKS = {
     "finetune": "every weight is trained further on the labelled images",
     "linear": "the weights stay frozen; a linear classifier is trained on their features",
     "5-shot": "the weights stay frozen; the classifier on their features sees five labelled images of each class",
+    "20-NN": "the weights stay frozen; the 20 most similar training images vote",
+    **{
+        f"{k}-shot ({name})": f"the weights stay frozen; {what} on the features of {k} labelled images of each class"
+        for k in (1, 5, 10)
+        for name, what in (("logistic", "logistic regression"), ("ridge", "ridge regression"))
+    },
 }
 _QUALITY = ("accuracy", "tag_precision")  # of the curve beside the loss: the first that a stage recorded
 _INTRODUCTION = """
@@ -142,7 +151,7 @@ def _cell(score: Score | None, best: Mapping[tuple[str, str], float], name_metri
 
 def _curves(runs: Sequence[Run], looks: Mapping[str, charts.Look]) -> str:
     parts, without = [], []
-    for stage in dict.fromkeys(run.stage for run in runs):
+    for stage in dict.fromkeys(run.stage for run in runs if run.stage not in _WITHOUT_CURVES):
         members = [run for run in runs if run.stage == stage]
         panels = _panels(stage, members, looks)
         title = STAGES.get(stage, stage)

@@ -1,4 +1,7 @@
-"""Stage `encoder`: an imported encoder without head or decoder. It is not trained: other stages start from it."""
+"""Stage `encoder`: an encoder without head or decoder, imported, random or from another run; other stages start from it.
+
+It is not trained: `train` writes its initial weights as a finished run, against which trained ones are compared.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 from mae_pp_jax.core.config import key
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
+from mae_pp_jax.core.optim import FROZEN
 from mae_pp_jax.models import vit
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
@@ -18,12 +22,19 @@ class EncoderStageConfig(ImageStageConfig):
 
     projection: int = key(0, "width of a projection of the feature beside the text tower's, 0: none", low=0)
 
+    def unused(self):
+        nothing = "stage 'encoder' is not trained and reads no data"
+        return super().unused() | dict.fromkeys(("train_for", "global_batch", "optim.lr", "data.name"), nothing)
+
 
 class EncoderStage(ImageStage):
     """Parameters `encoder/…`, and with a projection `projection/kernel` [width, projection] and `logit_scale` []."""
 
     Config: ClassVar = EncoderStageConfig
+    trained: ClassVar = False
     config: EncoderStageConfig
+    records: ClassVar = 0
+    dataset: ClassVar = {}
 
     def __init__(self, config: EncoderStageConfig):
         super().__init__(config)
@@ -41,20 +52,20 @@ class EncoderStage(ImageStage):
             }
         return params
 
-    def loss(self, params, batch, keys):
-        raise UserError(
-            "config.stage: 'encoder' is weights alone and is not trained; start another stage from it with "
-            "--config.init_from.run"
-        )
-
     def parameter_axes(self):
         projection = ((r"projection/kernel", ("fsdp", None)), (r"logit_scale", ()))
         return (*projection, *super().parameter_axes())
 
+    def lr_rules(self):
+        return ((r".*", FROZEN),)
+
+    def identity(self):
+        return {}
+
     def evaluators(self):
         raise UserError(
-            "--workdir: this run is an encoder alone, with nothing to evaluate; train a linear probe on it "
-            "(configs/linear) or write its features with embed"
+            "--workdir: this run is an encoder alone, without a head to evaluate; judge its features with "
+            "--suite=image --data=NAME, or write them with embed"
         )
 
     def train_flops_per_example(self):

@@ -1,7 +1,8 @@
 """Stage `linear`: a linear classifier on frozen features (facebookresearch/mae main_linprobe.py).
 
 MAE puts a BatchNorm without learned scale before the classifier. The encoder is frozen, so its statistics are a
-property of the data: they are measured once, on augmented training images, before the first step.
+property of the data: they are measured once, on augmented training images, before the first step. There each device's
+part of a batch is normalised by its own statistics in training, and by their running average in evaluation.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN, OptimConfig, PerModel
 from mae_pp_jax.data import few_shot, fields, orders
-from mae_pp_jax.data.source import Subset, digest, few_shot_indices
+from mae_pp_jax.data.source import Subset, digest, few_shot_indices, split_seeds
 from mae_pp_jax.evaluation import chance
 from mae_pp_jax.evaluation.classify import accuracy, restricted
 from mae_pp_jax.evaluation.low_shot import OverSplits, Picker
@@ -125,9 +125,7 @@ class LowShotStage(ImageStage):
         return [Subset(source, few_shot.rest(len(source), drawn, wanted, seed)) for seed, drawn in pairs]
 
     def _seeds(self) -> list[int]:
-        """A seed for each split, which does not depend on how many others there are."""
-        sequences = (np.random.SeedSequence((self.config.seed, split)) for split in range(self.config.splits))
-        return [int(sequence.generate_state(1)[0]) for sequence in sequences]
+        return split_seeds(self.config.seed, self.config.splits)
 
     @property
     def model_batch(self):

@@ -22,6 +22,7 @@ from mae_pp_jax.core import allocator, console, failures, handoff, hardware, loo
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import Preempted, RunStopped, UserError
 from mae_pp_jax.stages import registry
+from mae_pp_jax.suites import entry as suite_entry
 from mae_pp_jax.workers import ending
 
 log = logging.getLogger(__name__)
@@ -34,19 +35,18 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
     """Trains stages, several at a time.
 
     Args:
-      stages: name → resolved config, each after those whose runs its `init_from` names.
+      stages: name → resolved config, each after those whose runs its `init_from` names, or a suite's entry.
       folder: stage NAME is trained in `folder`/NAME.
       workers: number of worker processes.
 
     Raises:
       UserError, RunStopped, Preempted, Unforeseen: what the first failing stage raised; the others save and stop.
     """
-    work = {name: _work(name, config) for name, config in stages.items()}
     names = {str(folder / name): name for name in stages}
-    waiting = {
-        name: {names[source.run] for source in handoff.sources(config.init_from).values() if source.run in names}
-        for name, config in stages.items()
-    }
+    work: dict[str, tuple[int, float]] = {}
+    for name, config in stages.items():
+        work[name] = _work(name, stages[names[config.run]] if _is_suite(config) else config, _is_suite(config))
+    waiting = {name: {names[run] for run in _sources(config) if run in names} for name, config in stages.items()}
     urgency = {}  # FLOPs from the start of a stage to the end of the longest chain that it begins
     for name in reversed(list(stages)):
         after = [urgency[later] for later, sources in waiting.items() if name in sources]
@@ -63,6 +63,20 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
                 done.append(name)
                 log.info("[%d/%d] %s: %s", len(done), len(stages), name, _shown(result["metrics"]))
             watch.show(crew.busy, done)
+
+
+def run_entry(config, folder: storage.Path) -> dict:
+    """Trains a stage, or judges a run by a suite, as its resolved config says; returns its result."""
+    return suite_entry.run(config, folder) if _is_suite(config) else loop.run(registry.create(config), folder)
+
+
+def _is_suite(config) -> bool:
+    return isinstance(config, suite_entry.Entry)
+
+
+def _sources(config) -> list[str]:
+    """Folders of the runs that a stage starts from, or that a suite judges."""
+    return [config.run] if _is_suite(config) else [s.run for s in handoff.sources(config.init_from).values()]
 
 
 class _Workers:
@@ -154,7 +168,7 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
         except (EOFError, OSError):  # the parent has closed its end
             return
         try:
-            answer = loop.run(registry.create(config), folder), None
+            answer = run_entry(config, folder), None
         except Exception as error:
             answer = None, _explained(error, folder)
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -186,14 +200,16 @@ def _shown(metrics: dict) -> str:
     return " ".join(f"{name} {'–' if value is None else f'{value:.4g}'}" for name, value in held_out.items())
 
 
-def _work(name: str, config) -> tuple[int, float]:
-    """(steps, model FLOPs) of a stage: the measure of progress."""
+def _work(name: str, config, judged: bool) -> tuple[int, float]:
+    """(steps, model FLOPs) of a stage, or of a suite that judges it: the measure of progress."""
     try:
         stage = registry.create(config)
-        steps = program_lib.steps_of(stage, "train_for")
+        if judged:  # about: features of as many images as it was trained on
+            return 1, stage.records * stage.train_flops_per_example() / 3
+        steps = program_lib.steps_of(stage, "train_for") if stage.trained else 1
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    return steps, steps * config.global_batch * stage.train_flops_per_example()
+    return steps, steps * config.global_batch * stage.train_flops_per_example() * stage.trained
 
 
 class _Watch:

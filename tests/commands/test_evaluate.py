@@ -122,6 +122,18 @@ def test_a_checkpoint_without_names_says_what_it_takes_its_outputs_for(trained, 
         evaluate(run, None, {"data.name": str(photos(tmp_path / "two", {"a": "ant", "b": "bee"}))})
 
 
+def test_a_suite_measures_a_classifier_on_its_sets_and_others(trained, tmp_path, caplog):
+    """Sets of its own whose data is not there are left out, and said."""
+    data = photos(tmp_path / "data", {"bee": "bee", "cow": "cow"})
+    arguments = [f"--workdir={trained[0]}", "--evals=robustness", f"--out={tmp_path}", "--data=digits_hashtags"]
+    with caplog.at_level("WARNING", "mae_pp_jax"):
+        assert main(["evaluate", "--suite=image", *arguments, f"--config.robustness.photos.data={data}"]) == 0
+    (result,) = json.loads((tmp_path / "image.json").read_text())["results"]
+    ((task, values),) = [(column["task"], column["values"]) for column in result["columns"]]
+    assert task == "photos" and values["accuracy"] == [pytest.approx(trained[1]["test/accuracy"])]
+    assert "robustness: test of" in caplog.text and "left out: data.name: no folder" in caplog.text
+
+
 PUBLISHED = ("emu", "cow", "ant", "dog", "bee")  # in the order of the head
 
 

@@ -219,3 +219,17 @@ def test_random_crops_of_any_shape_are_stretched_to_it(kind):
     square = images.random_resized_crop(data, (40, 40), draws, SCALE, RATIO)
     assert wide.shape == (20, 40, 3)
     np.testing.assert_allclose(wide.astype(float), square.reshape(20, 2, 40, 3).mean(1), atol=6)
+
+
+def test_a_part_drawn_once_is_cut_down_to_the_image():
+    """facebookresearch/mae util/crop.py; the ten tries of others would reach for their second draw here."""
+    draws = np.full(images.CROP_DRAWS, 0.25)
+    draws[:2] = 1.0, 1.0  # the whole area, as wide as may be: wider than the image
+    top, left, height, width = images.random_box(40, 60, draws, (0.5, 1.0), (0.5, 2.0), once=True)
+    assert (height, width) == (round((40 * 60 / 2.0) ** 0.5), 60)
+    assert (top, left) == (int(0.25 * (40 - height + 1)), 0)
+    assert images.random_box(40, 60, draws, (0.5, 1.0), (0.5, 2.0))[2:] != (height, width)
+    draws[:2] = 0.3, 0.5
+    assert images.random_box(40, 60, draws, (0.1, 0.5), (0.5, 2.0), once=True) == images.random_box(
+        40, 60, draws, (0.1, 0.5), (0.5, 2.0)
+    )

@@ -32,6 +32,9 @@ def get_config():
         dict(name="mae_wsp", config=root + "/wsp/digits.py", overrides=values(TINY), init_from="mae"),
         dict(name="linear", config=root + "/linear/digits.py", overrides=values(TINY), init_from="mae_wsp",
              report=dict(init="MAE→WSP", task="linear")),
+        dict(name="suite_mae", suite="image", of="mae", report=dict(init="MAE"),
+             overrides=dict(evals=("knn", "low_shot"),
+                            low_shot=dict(shots=(1, 2), splits=2, logistic_l2=(1.0,)))),
     ]
     return c
 """
@@ -61,7 +64,8 @@ def test_stages_run_in_order_and_the_report_is_written(finished):
     assert [parent["stage"] for parent in results["linear"]["lineage"]] == ["mae", "wsp"]
     assert results["mae_wsp"]["params_sha256"] != results["wsp"]["params_sha256"]
     rows = json.loads((folder / "report.json").read_text())
-    assert rows == [
+    judged = [row for row in rows if row["init"] == "MAE"]
+    assert rows[len(judged) :] == [
         dict(
             init="MAE→WSP",
             task="linear",
@@ -72,9 +76,17 @@ def test_stages_run_in_order_and_the_report_is_written(finished):
             splits=None,
         )
     ]
+    assert [row["task"] for row in judged] == [
+        "20-NN",
+        *(f"{k}-shot ({n})" for k in (1, 2) for n in ("logistic", "ridge")),
+    ]
+    suite = json.loads((folder / "suite_mae" / "result.json").read_text())
+    assert [row["mean"] for row in judged] == pytest.approx([suite["metrics"][row["task"]] for row in judged])
+    assert [(row["std"] is None, row["splits"]) for row in judged] == [(True, None), *[(False, 2)] * 4]
+    assert suite["lineage"][-1]["stage"] == "mae" and (folder / "suite_mae" / "log.txt").is_file()
     page = (folder / "report.html").read_text()
     assert "MAE→WSP" in page and "data:image/png;base64" in page
-    assert "[4/4] linear: test/accuracy" in done.stderr
+    assert "/5] linear: test/accuracy" in done.stderr and "/5] suite_mae: 10-NN" in done.stderr
 
 
 @pytest.mark.e2e
@@ -119,6 +131,8 @@ def test_every_stage_of_the_demo_resolves(arguments, tmp_path):
     [
         (dict(name="b", config="c", init_from="a"), "b starts from 'a', which is not a stage before it"),
         (dict(name="b", confg="c"), "unknown key 'confg'"),
+        (dict(name="b", suite="image", of="a"), "b judges 'a', which is not a stage before it"),
+        (dict(name="b", suite="image", init_from="a"), "unknown key 'init_from'; known: name, of, overrides"),
     ],
 )
 def test_wrong_pipelines_are_refused(entry, message, tmp_path):

@@ -49,7 +49,7 @@ class ImageStageConfig(StageConfig):
 
     def unused(self):
         data, found = self.data, {"data.max_tags": "only stage wsp reads hashtags of a batch"}
-        if data.crop != "random_resized":
+        if not data.crop.startswith("random_resized"):
             found |= dict.fromkeys(("data.crop_scale", "data.crop_ratio"), "only data.crop=random_resized uses it")
         if data.crop != "shift":
             found["data.shift"] = "only data.crop=shift uses it"
@@ -298,8 +298,9 @@ class ImageStage(Stage):
           UserError: the record has no label and the stage needs one.
         """
         data, image = self.config.data, record["image"]
-        if data.crop == "random_resized":
-            image = images.random_resized_crop(image, data.size, draws, data.crop_scale, data.crop_ratio)
+        if data.crop.startswith("random_resized"):
+            once = data.crop == "random_resized_once"
+            image = images.random_resized_crop(image, data.size, draws, data.crop_scale, data.crop_ratio, once)
         elif data.crop == "shift":
             image = images.shift_crop(image, data.size, draws, data.shift)
         else:

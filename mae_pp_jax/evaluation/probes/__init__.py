@@ -1,0 +1,1 @@
+"""Classifiers on frozen features: pure functions of arrays, float [images, width], and labels, int [images]."""
