@@ -8,6 +8,7 @@ import time
 import jax
 
 from mae_pp_jax import reporting
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import hardware, hosts, lease, loop, storage
@@ -122,6 +123,7 @@ def _default_workers() -> int:
 def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: dict[str, str]) -> dict:
     """Stage name → (entry, resolved config)."""
     stages: dict = {}
+    planned: dict[str, dict] = {}
     given: dict[str, dict[str, str]] = {}
     names = [entry.get("name") for entry in plan.get("stages", ())]
     for dotted, text in overrides.items():
@@ -144,7 +146,8 @@ def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: di
                 raise UserError(f"config.stages: {name} starts from '{before}', which is not a stage before it")
             run = {"run": str(folder / before)}
             mapping = config_lib.merge(mapping, {"init_from": {part: run} if part else run})
-        stages[name] = (entry, registry.resolve(mapping, given.get(name)))
+        resolved = runs.resolved(mapping, given.get(name), workdir=folder / name, planned=planned)
+        stages[name], planned[str(folder / name)] = (entry, resolved), config_lib.to_dict(resolved)
     if not stages:
         raise UserError("config.stages: the pipeline has no stages")
     return stages

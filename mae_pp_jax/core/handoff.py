@@ -147,6 +147,11 @@ def sources(init_from) -> dict[str, Any]:
     return {part: source for part, source in parts.items() if source.run}
 
 
+def key_of(part: str) -> str:
+    """What a part's source is called in messages."""
+    return f"config.init_from.{part}" if part else "config.init_from"
+
+
 def is_same(record: Mapping, source, field: str) -> bool:
     """Whether a configured source is the run of a lineage record, by stage, step and weights, wherever it lies.
 
@@ -200,14 +205,14 @@ def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, di
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
     """
-    field = f"config.init_from.{part}" if part else "config.init_from"
-    run = storage.path(source.run, f"{field}.run")
-    at = checkpoint.find(run, source.step, field)
+    key = key_of(part)
+    run = storage.path(source.run, f"{key}.run")
+    at = checkpoint.find(run, source.step, key)
     meta = checkpoint.meta(run, at)
     stage = meta["config"]["stage"]
     if stage not in rules.stages:
         raise UserError(
-            f"{field}.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
+            f"{key}.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
         )
     source, target = checkpoint.weights(run, at), dict(target)
     item = "ema" if any(leaf.item == "ema" for leaf in source.values()) else "params"

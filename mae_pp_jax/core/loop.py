@@ -360,7 +360,7 @@ def _same_sources(record: dict, init_from, folder: run_folder.RunFolder) -> None
     """
     named, parents = handoff.sources(init_from), lineage.parents_of(record["lineage"], record.get("parents"))
     for part in {**named, **parents}:
-        field = f"config.init_from.{part}" if part else "config.init_from"
+        field = handoff.key_of(part)
         before = record["lineage"][parents[part]] if part in parents else None
         now = named.get(part)
         if (

@@ -72,6 +72,27 @@ class StageConfig:
         """The content of a run's config.json with the keys of today, where earlier versions of the code had others."""
         return dict(mapping)
 
+    @classmethod
+    def inherit(cls, stated: Mapping, part: str, source: Mapping) -> dict:
+        """The keys that a config states, and those it leaves open that have to be as in the run it starts from.
+
+        Args:
+          stated: nested dict of keys.
+          part: of the model, by its name in `init_from`; "" where there is one source.
+          source: config of the run, which may be one of another stage.
+        """
+        del part, source
+        return dict(stated)
+
+    def check_source(self, part: str, source: Mapping, where: str) -> None:
+        """Raises `UserError` where the weights of a run cannot fit this config.
+
+        Args:
+          part: as for `inherit`.
+          source: config of the run.
+          where: the run and the key that names it, for messages.
+        """
+
     def recalled(self, meta: Mapping[str, Any]):
         """This config with what the JSON part of a checkpoint (`checkpoint.meta`) knows of the data it was trained on."""
         del meta

@@ -31,6 +31,13 @@ class MaeStageConfig(ImageStageConfig):
     optim: OptimConfig = section(OptimConfig, lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05)
     pictures: int = key(8, "evaluation images whose reconstruction is drawn; 0: none", low=0)
 
+    @classmethod
+    def inherit(cls, stated, part, source):
+        stated = super().inherit(stated, part, source)
+        # The decoder goes along where there is one; how much is masked and what it predicts is for each run to say.
+        decoder = {key: value for key, value in source.get("mae", {}).items() if key.startswith("decoder_")}
+        return {**stated, "mae": {**decoder, **stated.get("mae", {})}}
+
     def unused(self):
         return super().unused() | {"model.pool": "nothing is pooled in stage mae"}
 

@@ -22,6 +22,7 @@ from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
 from mae_pp_jax.models import positions, vit
 from mae_pp_jax.models.patches import height_width
+from mae_pp_jax.stages.shared import architecture
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ class ImageStageConfig(StageConfig):
         if data.resample != "swag":
             found["data.resample_length"] = "only data.resample=swag uses it"
         return super().unused() | found
+
+    @classmethod
+    def inherit(cls, stated, part, source):
+        return architecture.inherit(super().inherit(stated, part, source), source)
+
+    def check_source(self, part, source, where):
+        architecture.check(self.model, self.data, source, where)
 
     def recalled(self, meta):
         known = {kind: len(meta.get("identity", {}).get(field, ())) for kind, field in _NAMES.items()}
