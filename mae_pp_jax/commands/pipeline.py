@@ -146,7 +146,10 @@ def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: di
                 raise UserError(f"config.stages: {name} starts from '{before}', which is not a stage before it")
             run = {"run": str(folder / before)}
             mapping = config_lib.merge(mapping, {"init_from": {part: run} if part else run})
-        resolved = runs.resolved(mapping, given.get(name), workdir=folder / name, planned=planned)
+        try:
+            resolved = runs.resolved(mapping, given.get(name), workdir=folder / name, planned=planned)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
         stages[name], planned[str(folder / name)] = (entry, resolved), config_lib.to_dict(resolved)
     if not stages:
         raise UserError("config.stages: the pipeline has no stages")

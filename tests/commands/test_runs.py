@@ -126,7 +126,9 @@ def test_a_stage_of_a_pipeline_takes_after_one_that_is_not_trained_yet(tmp_path)
     assert {(m.size, m.width, m.depth) for name, m in models.items() if name != "random"} == {("Ti/2", 64, 2)}
     assert (models["random"].width, models["random"].depth) == (96, 4)
     entries[2]["overrides"] = {"model.width": 96}
-    with pytest.raises(UserError, match=r"config\.model\.width: width 96, mlp 384, but the weights of .*runs/wsp "):
+    with pytest.raises(
+        UserError, match=r"^linear: config\.model\.width: width 96, mlp 384, but the weights of .*runs/wsp "
+    ):
         pipeline._resolve(dict(stages=entries), tmp_path / "runs", tmp_path, {})
 
 
@@ -139,7 +141,7 @@ def test_a_training_takes_its_model_from_the_run_and_goes_on_without_it(mae_run,
     assert "--config.model.width=16\n" in capsys.readouterr().out
     with caplog.at_level("INFO", "mae_pp_jax"):
         result = train(recipe("linear"), tmp_path / "run", {**SHORT, "init_from.run": str(source)})
-    assert f'config: as in {source}: model.depth: 0 → 2; ' in caplog.text and "model.width: 0 → 16" in caplog.text
+    assert f"config: as in {source}: model.depth: 0 → 2; " in caplog.text and "model.width: 0 → 16" in caplog.text
     assert result["parameters"] == sum(leaf.size for leaf in params_of(tmp_path / "run").values())
     source.unlink()
     again = train(recipe("linear"), tmp_path / "run", {**SHORT, "init_from.run": str(source)})
