@@ -6,14 +6,10 @@ import logging
 import math
 import numbers
 
-import jax
-
+from mae_pp_jax.commands import saved_run
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
-from mae_pp_jax.core import checkpoint, hardware, hosts, leaves, partition, run_folder, storage
+from mae_pp_jax.core import checkpoint, hardware, hosts, run_folder, storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.core.functional import flatten, unflatten
-from mae_pp_jax.core.stage import Stage
-from mae_pp_jax.stages import registry
 
 log = logging.getLogger(__name__)
 
@@ -66,36 +62,20 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
     """
     hardware.enable_compilation_cache()
     folder = storage.path(workdir)
-    if not storage.is_file(folder / "config.json"):
-        raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
+    run = saved_run.load(folder, overrides)
     if hosts.first():
         storage.check_writable(folder, "--workdir", folder=True)
-    config = registry.resolve(storage.read_json(folder / "config.json"), overrides, saved=True)
-    step = checkpoint.find(folder, field="--workdir")
-    meta = checkpoint.meta(folder, step)
-    stage = registry.create(config.recalled(meta))
-    stage.recall(meta)
-    mesh = partition.make_mesh(config.mesh)
-    stage.reader = partition.reader(mesh)
-    evaluators = stage.evaluators()
+    run.stage.recall(run.meta)
+    evaluators = run.stage.evaluators()
     known = [e.name for e in evaluators]
     for name in names or ():
         if name not in known:
             raise UserError(f"--evaluators: {name} is not one of this stage's: {', '.join(known)}")
-    saved = checkpoint.weights(folder, step)
-    shapes = flatten(jax.eval_shape(stage.init, jax.random.key(0)))
-    checkpoint.check_shapes(saved, shapes, f"{folder}/checkpoints/{step}")
-    axes = partition.axes_of(stage.parameter_axes(), shapes)
-    placed = partition.shardings(unflatten(shapes), axes, config.mesh.rules, mesh)
-    wanted = {
-        path: jax.ShapeDtypeStruct(shapes[path].shape, shapes[path].dtype, sharding=sharding)
-        for path, sharding in flatten(placed).items()
-    }
-    params = unflatten(leaves.read(saved, wanted))
+    params = run.parameters()
     found: dict[str, dict] = {}
     for evaluator in evaluators:
         if names is None or evaluator.name in names:
-            values = evaluator.run(params, mesh).items()
+            values = evaluator.run(params, run.mesh).items()
             metrics = {name: value for name, value in values if isinstance(value, numbers.Real)}
             found[evaluator.name] = found.get(evaluator.name, {}) | metrics
     everything = {name: value for metrics in found.values() for name, value in metrics.items()}
@@ -103,24 +83,24 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         log.info("%s: not a finite number, null in the JSON", ", ".join(absent))
     for name, metrics in found.items():
         if metrics and hosts.first():
-            _write(folder, step, stage, name, overrides or {}, metrics)
-    return {"step": step, **everything}
+            _write(run, name, overrides or {}, metrics)
+    return {"step": run.step, **everything}
 
 
-def _write(folder: storage.Path, step: int, stage: Stage, name: str, overrides: dict, metrics: dict) -> None:
+def _write(run: saved_run.SavedRun, name: str, overrides: dict, metrics: dict) -> None:
     """Writes the metrics of an evaluation set with what they were measured on.
 
     Evaluations of other data, settings or checkpoints have other file names, so that none replaces another.
     """
     record = dict(
         evaluated=name,
-        step=step,
-        checkpoint_sha256=checkpoint.sha256(folder, step),
-        dataset=stage.evaluation_set(name),
+        step=run.step,
+        checkpoint_sha256=checkpoint.sha256(run.folder, run.step),
+        dataset=run.stage.evaluation_set(name),
         overrides=overrides,
     )
     mark = hashlib.sha256(storage.json_text(record).encode()).hexdigest()[:8]
-    storage.make_folder(folder / "evaluations")
-    file = folder / "evaluations" / f"{name}_{step}_{mark}.json"
+    storage.make_folder(run.folder / "evaluations")
+    file = run.folder / "evaluations" / f"{name}_{run.step}_{mark}.json"
     storage.write_json(file, {**record, "revision": run_folder.code_revision(), "metrics": metrics})
     log.info("wrote %s", file)

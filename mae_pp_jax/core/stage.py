@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_pp_jax.core.config import key, section
+from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.handoff import Handoff
 from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig, Rules
 from mae_pp_jax.core.partition import Axes, MeshConfig
@@ -133,6 +134,29 @@ class Evaluator(Protocol):
         """`SET/measure` → number, or name → drawing."""
 
 
+class Answers(Protocol):
+    """What a run says of examples without targets, for `predict`.
+
+    Attributes:
+      columns: what the values of an answer are called.
+    """
+
+    columns: tuple[str, ...]
+
+    def load(self, content: bytes) -> dict[str, np.ndarray]:
+        """The content of a file as an example, arrays of fixed shapes by name."""
+
+    def compute(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
+        """A pytree of arrays [batch, …] with what is to be told of each example; traceable."""
+
+    def tell(self, values: Any) -> list[tuple]:
+        """The answers on one example, the best first, each with a value for every column.
+
+        Args:
+          values: of one example, what `compute` gave, as numpy arrays [...].
+        """
+
+
 class Stage:
     """Base of the stages; a subclass is read top to bottom in `stages/NAME.py`.
 
@@ -237,6 +261,21 @@ class Stage:
 
         From here on the numbers of evaluation sets stand for the same names as when it was trained.
         """
+
+    def answers(self, names: Mapping[str, Sequence[str]], most: int) -> Answers:
+        """What this run says of new examples.
+
+        Args:
+          names: field → what its numbers stand for, as the checkpoint says (`identity`).
+          most: answers to tell of an example.
+
+        Raises:
+          UserError: it says nothing of them.
+        """
+        raise UserError(
+            f"--workdir: a run of stage '{self.config.stage}' has no answers for a new {self.example}; give one that was "
+            "trained on targets"
+        )
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The rows of `reader` of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""

@@ -18,6 +18,7 @@ from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.classify import accuracy
 from mae_pp_jax.models import layer_decay, vit
 from mae_pp_jax.ops import losses
+from mae_pp_jax.stages.shared.answers import ranking
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
@@ -56,14 +57,21 @@ class ClassifyStage(ImageStage):
         total = (jnp.sum(loss), jnp.sum(ones))
         return total, {"loss": total, **accuracy(logits, batch["label"], ones)}
 
+    def logits(self, params, batch):
+        """Logits [batch, classes] of images as they are, without what regularises the training."""
+        return self.model.apply(params, self.pixels(batch))
+
     def evaluators(self):
         def test(params, batch):
-            logits = self.model.apply(params, self.pixels(batch))
+            logits = self.logits(params, batch)
             loss = losses.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], self.classes))
             mask = batch["mask"]
             return {"loss": (jnp.sum(loss * mask), jnp.sum(mask)), **accuracy(logits, batch["label"], mask)}
 
         return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
+
+    def answers(self, names, most):
+        return ranking(self, "label", names, most, self.logits)
 
     def chance(self):
         return chance.of_classes(self.classes, self.eval_labels())

@@ -25,6 +25,7 @@ from mae_pp_jax.evaluation.low_shot import OverSplits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared import features
+from mae_pp_jax.stages.shared.answers import ranking
 from mae_pp_jax.stages.shared.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
@@ -148,6 +149,9 @@ class LowShotStage(ImageStage):
             return jax.vmap(lambda split: accuracy(split, batch["label"], batch["mask"]), in_axes=1)(logits)
 
         return [OverSplits(name, test, batches) for name, batches in self.eval_passes().items()]
+
+    def answers(self, names, most):
+        return ranking(self, "label", names, most, self.logits, axis=(1,))
 
     def chance(self):
         found = chance.of_classes(self.classes, self.eval_labels())

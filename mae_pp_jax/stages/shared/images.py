@@ -274,8 +274,12 @@ class ImageStage(Stage):
         elif data.crop == "shift":
             image = images.shift_crop(image, data.size, draws, data.shift)
         else:
-            image = evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), data.size)
+            image = self.shown(image)
         return {"image": image, **self._load_targets(record, draws[images.CROP_DRAWS])}
+
+    def shown(self, image: bytes | np.ndarray) -> np.ndarray:
+        """An image as the first evaluation set shows it: uint8 [height, width, 3]."""
+        return evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), self.config.data.size)
 
     def load_eval(self, record: dict, config: EvalConfig) -> dict:
         """One example of an evaluation set; as `load`, without randomness."""
@@ -330,6 +334,12 @@ class ImageStage(Stage):
     def targets(self) -> dict[str, tuple[int, ...]]:
         """What the loss reads besides pixels: name in the batch → shape of its int32 for one image."""
         return {}
+
+    def answers(self, names, most):
+        raise UserError(
+            f"--workdir: a run of stage '{self.config.stage}' knows no classes; train one that does from it (classify, "
+            "linear, low_shot or wsp, with --config.init_from.run), or write its features with embed"
+        )
 
     def describe_batch(self, step: int) -> str:
         batch = self.config.global_batch
