@@ -86,6 +86,20 @@ def test_writes_features_and_names(imported, photos, capsys):
     np.testing.assert_allclose(np.load(out)["features"], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_folder_stands_for_its_pictures(imported, photos, capsys):
+    folder, _ = photos
+    (folder / "below").mkdir()
+    (folder / "4.png").rename(folder / "below" / "4.png")
+    (folder / "notes.txt").write_text("mine")
+    out = folder / "features.npz"
+    assert main(["embed", f"--workdir={imported}", f"--out={out}", "--images", str(folder), f"{folder}/0.png"]) == 0
+    assert np.load(out)["files"].tolist() == [
+        str(folder / f) for f in ("0.png", "1.png", "2.png", "3.png", "below/4.png", "0.png")
+    ]
+    features = np.load(out)["features"]
+    np.testing.assert_array_equal(features[0], features[-1])
+
+
 def test_another_input_resizes_positions_as_the_source_does(imported, photos):
     folder, _ = photos
     mesh = partition.make_mesh(partition.MeshConfig(rules="replicate"))
