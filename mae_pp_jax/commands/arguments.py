@@ -4,6 +4,8 @@ import re
 
 from mae_pp_jax.core.errors import UserError
 
+RUN = "folder of a run, or weights that are converted once: a released name (convert --list), a file, a URL"
+
 
 def overrides(rest: list[str]) -> dict[str, str]:
     """`--config.a.b=text` arguments as {"a.b": "text"}.

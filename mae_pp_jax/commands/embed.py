@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tqdm
 
-from mae_pp_jax.commands import arguments
+from mae_pp_jax.commands import arguments, runs
 from mae_pp_jax.core import console, hardware, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import MeshConfig
@@ -37,7 +37,7 @@ def add_parser(verbs) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run, trained here or imported")
+    parser.add_argument("--workdir", required=True, metavar="RUN", help=arguments.RUN)
     arguments.add_images(parser)
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
     parser.add_argument(
@@ -87,7 +87,7 @@ def embed(
     """Features of image files, also written as .npz.
 
     Args:
-      workdir: folder of a run.
+      workdir: folder of a run, a released name or a file of weights; see `runs.locate`.
       images: folders, patterns and files, or one of them; see `picture_files.PictureFiles`.
       out: the .npz file.
       pool: "cls", "mean" (of the patch tokens, after `norm` where the model has one), "projection", or None for the
@@ -112,7 +112,9 @@ def embed(
     storage.check_writable(target, "--out")
     files = picture_files.PictureFiles([images] if isinstance(images, str) else images)
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))
-    encoder = saved_encoder.load(storage.path(workdir), mesh, pool=pool, image_size=image_size, resize=resize)
+    encoder = saved_encoder.load(
+        runs.locate(workdir, "--workdir"), mesh, pool=pool, image_size=image_size, resize=resize
+    )
     batch, total = -(-batch // mesh.size) * mesh.size, files.count()
     found, used = [], []
 

@@ -6,19 +6,19 @@ import logging
 import math
 import numbers
 
-from mae_pp_jax.commands import saved_run
-from mae_pp_jax.commands.arguments import overrides as parse_overrides
+from mae_pp_jax.commands import arguments, runs, saved_run
 from mae_pp_jax.core import checkpoint, hardware, hosts, run_folder, storage
 from mae_pp_jax.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """Evaluates the newest checkpoint of a run on its evaluation sets; prints the metrics as JSON and writes
-a file per set, WORKDIR/evaluations/SET_STEP_….json: metrics, dataset, overrides and the SHA-256 of the checkpoint.
+a file per set, RUN/evaluations/SET_STEP_….json: metrics, dataset, overrides and the SHA-256 of the checkpoint.
 Other data or settings make another file.
 
 examples:
   python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp
+  python -m mae_pp_jax evaluate --workdir=maws:vit_b16_ft_in1k --config.data.name=imagenet2012
   python -m mae_pp_jax evaluate --workdir=runs/finetune --config.evals.photos.data=/photos --evaluators=photos
 
 --config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set. Classes and
@@ -32,27 +32,35 @@ def add_parser(verbs) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    parser.add_argument("--workdir", required=True, metavar="RUN", help=arguments.RUN)
     parser.add_argument("--evaluators", metavar="SETS", help="evaluation sets, separated by commas (default: all)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="keep the files in DIR/evaluations (default: RUN, or results/NAME here for weights)",
+    )
     hosts.add_arguments(parser)
     parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args, rest: list[str]) -> None:
-    names, overrides = args.evaluators.split(",") if args.evaluators else None, parse_overrides(rest)
+    names, overrides = args.evaluators.split(",") if args.evaluators else None, arguments.overrides(rest)
     with hosts.together(args):
-        found = evaluate(args.workdir, names, overrides)
+        found = evaluate(args.workdir, names, overrides, out=args.out)
         if hosts.first():
             print(storage.json_text(found, indent=1))
 
 
-def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, str] | None = None) -> dict:
+def evaluate(
+    workdir: str, names: list[str] | None = None, overrides: dict[str, str] | None = None, *, out: str | None = None
+) -> dict:
     """Metrics of the newest undamaged checkpoint, also written as JSON, a file for each evaluation set.
 
     Args:
-      workdir: folder of a run.
+      workdir: folder of a run, a released name or a file of weights; see `runs.locate`.
       names: of evaluation sets; None for all.
       overrides: dotted key → text, in place of the run's own config.
+      out: folder to keep the files in, in `evaluations/`; None: see `runs.results`.
 
     Returns:
       `step`, and `SET/measure` → number.
@@ -61,10 +69,11 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
       UserError: no run there, or no evaluation set of that name.
     """
     hardware.enable_compilation_cache()
-    folder = storage.path(workdir)
+    folder = runs.locate(workdir, "--workdir")
     run = saved_run.load(folder, overrides)
+    kept = storage.path(out, "--out") if out else runs.results(workdir, folder)
     if hosts.first():
-        storage.check_writable(folder, "--workdir", folder=True)
+        storage.check_writable(kept, "--out" if kept != folder else "--workdir", folder=True)
     run.stage.recall(run.meta)
     evaluators = run.stage.evaluators()
     known = [e.name for e in evaluators]
@@ -83,11 +92,11 @@ def evaluate(workdir: str, names: list[str] | None = None, overrides: dict[str, 
         log.info("%s: not a finite number, null in the JSON", ", ".join(absent))
     for name, metrics in found.items():
         if metrics and hosts.first():
-            _write(run, name, overrides or {}, metrics)
+            _write(run, kept, name, overrides or {}, metrics)
     return {"step": run.step, **everything}
 
 
-def _write(run: saved_run.SavedRun, name: str, overrides: dict, metrics: dict) -> None:
+def _write(run: saved_run.SavedRun, kept: storage.Path, name: str, overrides: dict, metrics: dict) -> None:
     """Writes the metrics of an evaluation set with what they were measured on.
 
     Evaluations of other data, settings or checkpoints have other file names, so that none replaces another.
@@ -100,7 +109,7 @@ def _write(run: saved_run.SavedRun, name: str, overrides: dict, metrics: dict) -
         overrides=overrides,
     )
     mark = hashlib.sha256(storage.json_text(record).encode()).hexdigest()[:8]
-    storage.make_folder(run.folder / "evaluations")
-    file = run.folder / "evaluations" / f"{name}_{run.step}_{mark}.json"
+    storage.make_folder(kept / "evaluations")
+    file = kept / "evaluations" / f"{name}_{run.step}_{mark}.json"
     storage.write_json(file, {**record, "revision": run_folder.code_revision(), "metrics": metrics})
     log.info("wrote %s", file)

@@ -11,7 +11,7 @@ from mae_pp_jax import reporting
 from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, hosts, lease, loop, storage
+from mae_pp_jax.core import handoff, hardware, hosts, lease, loop, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import recognition
 from mae_pp_jax.stages import registry
@@ -100,16 +100,27 @@ def pipeline(
             storage.write_json(folder / "pipeline.json", written)
         began = time.monotonic()
         configs = {name: resolved for name, (_, resolved) in stages.items()}
+        _locate(configs, folder)
         if workers > 1:
-            pipeline_pool.train_all(configs, folder, workers)
+            pipeline_pool.train_all(configs, folder, workers, runs.locate)
         else:
             for index, (name, resolved) in enumerate(configs.items(), 1):
                 log.info("[%d/%d] %s", index, len(configs), name)
-                loop.run(registry.create(resolved), folder / name)
+                loop.run(registry.create(resolved, runs.locate), folder / name)
         log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
         html = storage.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
     log.info("report: %s", html)
     return html
+
+
+def _locate(configs: dict, folder: storage.Path) -> None:
+    """Gets the weights from elsewhere that stages start from, before the first one is trained."""
+    own = {str(folder / name) for name in configs}
+    for name, config in configs.items():
+        finished = storage.is_file(folder / name / "result.json")
+        for part, source in handoff.sources(config.init_from).items():
+            if source.run not in own and not finished:
+                runs.locate(source.run, f"{handoff.key_of(part)}.run")
 
 
 def _default_workers() -> int:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tqdm
 
-from mae_pp_jax.commands import answer_file, arguments, saved_run
+from mae_pp_jax.commands import answer_file, arguments, runs, saved_run
 from mae_pp_jax.core import checkpoint, console, hardware, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import MeshConfig
@@ -41,7 +41,7 @@ def add_parser(verbs) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run, trained here or imported")
+    parser.add_argument("--workdir", required=True, metavar="RUN", help=arguments.RUN)
     arguments.add_images(parser)
     parser.add_argument("--out", metavar="FILE", help=f"{', '.join(answer_file.SUFFIXES)} (default: printed as CSV)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="answers for a picture (default: 5)")
@@ -65,7 +65,7 @@ def predict(
     """Answers for pictures, written to a file or printed.
 
     Args:
-      workdir: folder of a run.
+      workdir: folder of a run, a released name or a file of weights; see `runs.locate`.
       images: folders, patterns and files, or one of them; see `picture_files.PictureFiles`.
       out: the file, by its name .csv, .jsonl or .json; None: they are printed as CSV.
       top: answers for a picture.
@@ -87,7 +87,7 @@ def predict(
     overrides = overrides or {}
     # A run's mesh is for the machine that trained it.
     mesh = None if any(key.startswith("mesh.") for key in overrides) else MeshConfig()
-    saved = saved_run.load(storage.path(workdir), overrides, mesh=mesh)
+    saved = saved_run.load(runs.locate(workdir, "--workdir"), overrides, mesh=mesh)
     answers = saved.stage.answers(saved.meta.get("identity", {}), top)
     settings = dict(checkpoint=checkpoint.sha256(saved.folder, saved.step), top=top, overrides=overrides)
     params, faults = saved.parameters(), _Unreadable()

@@ -62,7 +62,10 @@ def load(folder: storage.Path, overrides: dict[str, str] | None = None, *, mesh:
       UserError: no run there, or its config does not fit the overrides or this machine.
     """
     if not storage.is_file(folder / "config.json"):
-        raise UserError(f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote")
+        raise UserError(
+            f"--workdir: {folder} is not a run (no config.json); give a folder that `train` wrote, a released name "
+            "(convert --list shows them) or a file of weights"
+        )
     config = registry.resolve(storage.read_json(folder / "config.json"), overrides, saved=True)
     step = checkpoint.find(folder, field="--workdir")
     meta = checkpoint.meta(folder, step)

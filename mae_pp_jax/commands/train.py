@@ -65,4 +65,4 @@ def train(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | N
     recognition.refuse_dataset(folder)
     hardware.enable_compilation_cache()
     resolved = runs.resolved(config_lib.load_file(config), overrides, workdir=folder)
-    return loop.run(registry.create(resolved), folder)
+    return loop.run(registry.create(resolved, runs.locate), folder)

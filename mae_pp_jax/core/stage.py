@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.config import key, section
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.core.handoff import Handoff
+from mae_pp_jax.core.handoff import Handoff, Locate
 from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig, Rules
 from mae_pp_jax.core.partition import Axes, MeshConfig
 
@@ -30,7 +31,11 @@ class InitFromConfig:
     each part in its place, and its `handoff` by the same names.
     """
 
-    run: str = key("", "folder of a finished run whose weights this stage starts from", by_content=True)
+    run: str = key(
+        "",
+        "run whose weights this stage starts from: its folder, a released name (convert --list) or a file of weights",
+        by_content=True,
+    )
     step: str = key("last", "its checkpoint: 'last' or a step")
 
 
@@ -173,6 +178,7 @@ class Stage:
       handoff: which weights of an earlier stage this one takes; by part where `config.init_from` has several.
       reader: the part of every global batch that this process reads, as (index, number of parts); who trains or
         evaluates on a mesh of many processes sets it to `partition.reader(mesh)`.
+      locate: finds the runs that `config.init_from` names; who knows other names than folders sets it.
     """
 
     Config: ClassVar[type[StageConfig]]
@@ -183,6 +189,7 @@ class Stage:
     dataset: dict[str, Any]
     handoff: Handoff | Mapping[str, Handoff]
     reader: tuple[int, int] = (0, 1)
+    locate: Locate = staticmethod(storage.path)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, a nested dict; traceable."""

@@ -75,6 +75,14 @@ def resolve(
     return config
 
 
-def create(config) -> Stage:
-    """The stage of a resolved config; opens its data."""
-    return STAGES[config.stage](config)
+def create(config, locate: handoff.Locate | None = None) -> Stage:
+    """The stage of a resolved config.
+
+    Args:
+      config: the config.
+      locate: as `Stage.locate`; None: runs are named by their folders.
+    """
+    stage = STAGES[config.stage](config)
+    if locate:
+        stage.locate = locate
+    return stage

@@ -1,4 +1,4 @@
-"""A classifier of ants, bees and cows, and pictures of them."""
+"""A classifier of ants, bees and cows, and pictures of them; a file with the weights of an encoder."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mae_pp_jax.commands.evaluate import evaluate
 from mae_pp_jax.commands.train import train
@@ -38,3 +39,38 @@ def trained(tmp_path_factory):
     found = evaluate(base / "run", None, {"evals.test.classes": str(base / "classes.json")})
     shutil.rmtree(data)
     return base / "run", found
+
+
+WIDTH = 16
+
+
+def encoder_file(folder):
+    """Writes the weights of an encoder for digits, 8×8 pixels in patches of 4, width 16, as timm has them."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "patch_embed.proj.weight": (WIDTH, 3, 4, 4),
+        "patch_embed.proj.bias": (WIDTH,),
+        "pos_embed": (1, 5, WIDTH),
+        "cls_token": (1, 1, WIDTH),
+        "norm.weight": (WIDTH,),
+        "norm.bias": (WIDTH,),
+    }
+    for i in range(2):
+        for name, shape in {
+            "norm1.weight": (WIDTH,),
+            "norm1.bias": (WIDTH,),
+            "norm2.weight": (WIDTH,),
+            "norm2.bias": (WIDTH,),
+            "attn.qkv.weight": (3 * WIDTH, WIDTH),
+            "attn.qkv.bias": (3 * WIDTH,),
+            "attn.proj.weight": (WIDTH, WIDTH),
+            "attn.proj.bias": (WIDTH,),
+            "mlp.fc1.weight": (4 * WIDTH, WIDTH),
+            "mlp.fc1.bias": (4 * WIDTH,),
+            "mlp.fc2.weight": (WIDTH, 4 * WIDTH),
+            "mlp.fc2.bias": (WIDTH,),
+        }.items():
+            shapes[f"blocks.{i}.{name}"] = shape
+    weights = {key: rng.normal(size=shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
+    save_file(weights, folder / "vit.safetensors")
+    return folder / "vit.safetensors"
