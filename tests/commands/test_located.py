@@ -213,9 +213,9 @@ def test_what_is_no_run_is_one_line(weights, cache, tmp_path, capsys, verb, text
 @pytest.mark.parametrize(
     "name, format, groups, sizes",
     [
-        ("mae_in1k:vit_b16", "mae", ("norm",), dict(D=768, M=3072, T=197, p=16)),
-        ("maws:vit_h14", "maws", ("norm",), dict(D=1280, M=5120, T=257, p=14)),
-        ("maws:vit_2b14_ft_in1k", "maws", ("norm", "head"), dict(D=2560, M=10240, T=1370, p=14, C=1000)),
+        ("mae_in1k:vit_b16", "mae", ("norm", "cls_token"), dict(D=768, M=3072, T=197, p=16)),
+        ("maws:vit_h14", "maws", ("norm", "cls_token"), dict(D=1280, M=5120, T=257, p=14)),
+        ("maws:vit_2b14_ft_in1k", "maws", ("norm", "cls_token", "head"), dict(D=2560, M=10240, T=1370, p=14, C=1000)),
         ("swag:vit_l16_ft_in1k", "swag", ("head",), dict(D=1024, M=4096, T=1025, p=16, C=1000)),
     ],
 )

@@ -55,6 +55,8 @@ def check(model: vit.VitConfig, data, source: Mapping, where: str) -> None:
     if wrong := [name for name in mine if mine[name] != other[name]]:
         here, there = (", ".join(f"{name} {of[name]}" for name in wrong) for of in (mine, other))
         keys = [key for key in _MODEL if getattr(model, key) != getattr(theirs, key)]
+        # Numbers that are left to another size come along once the size is right.
+        keys = [key for key in keys if getattr(model, key) or model.size == theirs.size]
         key = f"config.model.{keys[0]}" if len(keys) == 1 else "config.model"
         fit = " ".join(f"--config.model.{key}={getattr(theirs, key)}" for key in keys)
         raise UserError(f"{key}: {here}, but the weights of {where} are for {there}; leave it out, or set {fit}")
