@@ -26,7 +26,7 @@ TRAINING = ("train", "pipeline", "bench")  # verbs that run train steps
 
 def parser() -> argparse.ArgumentParser:
     """The command line, one subparser per verb."""
-    from mae_pp_jax.commands import bench, convert, data, embed, evaluate, pipeline, plan, report, train
+    from mae_pp_jax.commands import bench, convert, data, embed, evaluate, pipeline, plan, predict, report, train
 
     top = _Parser(
         "mae_pp_jax", description=DESCRIPTION, epilog=EXITS, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     # Taken out by `main`, before or after the verb.
     top.add_argument(TRACE, action="store_true", help="print the full trace of an error")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for command in (train, pipeline, evaluate, embed, convert, plan, bench, data, report):
+    for command in (train, pipeline, evaluate, predict, embed, convert, plan, bench, data, report):
         command.add_parser(verbs)
     return top
 

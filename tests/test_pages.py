@@ -18,7 +18,7 @@ FIRST = ROOT / "README.md"
 FOLDERS = (".", "configs", "launch", "mae_pp_jax", "notebooks", "tests")
 PAGES = sorted({page for folder in FOLDERS[1:] for page in (ROOT / folder).rglob("*.md")} | {FIRST})
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-VERBS = {"train", "pipeline", "evaluate", "embed", "convert", "plan", "bench", "data", "report"}
+VERBS = {"train", "pipeline", "evaluate", "predict", "embed", "convert", "plan", "bench", "data", "report"}
 
 
 def links(page: pathlib.Path) -> list[str]:

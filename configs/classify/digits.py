@@ -18,7 +18,8 @@ def get_config(epochs=30):
     c.eval_every = "20%"
     c.global_batch = 128
     c.data = TRAINED
-    c.model = dict(MODEL, remat="dots", pool="cls", drop_path=0.1)
+    c.model = dict(remat="dots", pool="cls", drop_path=0.1)
+    c.from_scratch = dict(model=MODEL)  # else it is that of the run in init_from
     c.optim = dict(lr=1e-3, lr_batch=128, warmup="10%", weight_decay=0.05)
     c.layer_decay = 0.75
     c.label_smoothing = 0.1

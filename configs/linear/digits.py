@@ -18,6 +18,7 @@ def get_config(epochs=15):
     c.eval_every = "20%"
     c.global_batch = 128
     c.data = FROZEN
-    c.model = dict(MODEL, pool="cls")
+    c.model = dict(pool="cls")
+    c.from_scratch = dict(model=MODEL)  # else it is that of the run in init_from
     c.optim = dict(name="adamw", lr=1e-2, lr_batch=0, warmup="10%", weight_decay=0.0)
     return c

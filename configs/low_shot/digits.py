@@ -34,7 +34,8 @@ def get_config(shots=5, adapter="none"):
     c.global_batch = 250
     c.shots, c.splits = shots, 5
     c.data = FROZEN
-    c.model = dict(MODEL, pool="cls")
+    c.model = dict(pool="cls")
+    c.from_scratch = dict(model=MODEL)  # else it is that of the run in init_from
     c.optim = dict(name="adamw", lr=1e-2, lr_batch=0, warmup="10%", weight_decay=0.1)
     if adapter != "none":
         own, optim = ADAPTERS[adapter]

@@ -18,6 +18,7 @@ def get_config(epochs=60):
     c.eval_every = "20%"
     c.global_batch = 128
     c.data = TRAINED
-    c.model = dict(MODEL, remat="dots")
+    c.model = dict(remat="dots")
+    c.from_scratch = dict(model=MODEL)  # else it is that of the run in init_from
     c.optim = dict(lr=1e-3, lr_batch=128, warmup="10%", weight_decay=0.1)
     return c

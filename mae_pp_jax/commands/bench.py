@@ -7,6 +7,7 @@ import jax
 import tqdm
 
 from mae_pp_jax.benchmarking import report, train_step
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import console, hosts, partition, storage
@@ -78,7 +79,7 @@ def bench(
         raise UserError(f"--steps: {steps} steps cannot be timed; give 1 or more, such as --steps=30")
     if json_file and hosts.first():
         storage.check_writable(storage.path(json_file, "--json"), "--json")
-    resolved = registry.resolve(config_lib.load_file(config), overrides)
+    resolved = runs.resolved(config_lib.load_file(config), overrides)
     stage = registry.create(resolved)
     program = program_lib.make_to_run(stage, partition.make_mesh(resolved.mesh))
     stage.reader = partition.reader(program.mesh)

@@ -1,7 +1,7 @@
 """`convert`: public weights in and out."""
 
 import argparse
-import sys
+import logging
 
 import jax
 
@@ -13,6 +13,8 @@ from mae_pp_jax.interop import released, tables
 from mae_pp_jax.interop.tensors import FLOATS
 from mae_pp_jax.models import positions
 from mae_pp_jax.stages import registry
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Reads public weights into the folder of a run, which any stage starts from (config.init_from.run) and
 evaluate and embed read; or writes a run's weights for another code base. Says what became of every tensor.
@@ -128,25 +130,52 @@ def import_file(
     Raises:
       UserError: anything is wrong with the source, its content or the folder; nothing was written.
     """
-    from mae_pp_jax.interop import files, importing, layout, matching  # slow to import for the --help of other verbs
+    from mae_pp_jax.interop import importing  # slow to import for the --help of other verbs
 
     target = storage.path(to, "--to")
     importing.check_target(target)
-    path, origin = _fetch(source)
+    path, origin = fetch(source)
     if storage.is_dir(path / "checkpoints"):
         raise UserError(f"--from: {path} is a run already; to write its weights out, add --to-format")
+    sizes = dict(heads=heads, decoder_heads=decoder_heads, image_size=image_size)
+    report, result = make_run(target, path, origin, format, item, resize, encoder_only, **sizes)
+    print(report)
+    print(f"{target} is a run of stage {result['stage']} with {result['parameters']:,} parameters")
+    return result
+
+
+def make_run(
+    target: storage.Path,
+    path: storage.Path,
+    origin: dict,
+    format: str = "auto",
+    item: str = "auto",
+    resize: str | None = None,
+    encoder_only: bool = False,
+    **sizes: int,
+) -> tuple[str, dict]:
+    """Writes the folder of a run with the weights of a local file; arguments else as `import_file`.
+
+    Args:
+      target: the folder.
+      path: the file, or the folder of a model.
+      origin: what to remember of where it came from.
+      **sizes: arguments of `interop.layout.config`.
+
+    Returns:
+      (text on what became of every tensor, the content of `result.json`).
+    """
+    from mae_pp_jax.interop import files, importing, layout, matching
+
     file = files.open_weights(path, item)
     match = matching.match(path, file.tensors, format, wrapped=file.wrapped, encoder_only=encoder_only)
-    mapping = layout.config(file, match, heads=heads, decoder_heads=decoder_heads, image_size=image_size)
+    mapping = layout.config(file, match, **sizes)
     config = registry.resolve(mapping)
     shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))
     shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
     classes = layout.class_names(file, match)
     todo = importing.plan(file, match, shapes, resize or match.format.positions, classes)
-    result = importing.write_run(target, todo, config_lib.to_dict(config), origin)
-    print(todo.report())
-    print(f"{target} is a run of stage {result['stage']} with {result['parameters']:,} parameters")
-    return result
+    return todo.report(), importing.write_run(target, todo, config_lib.to_dict(config), origin)
 
 
 def export_run(run: str, to: str, format: str, *, step: str = "last", dtype: str = "auto") -> None:
@@ -172,13 +201,13 @@ def merge_run(run: str, to: str, split: int = 0, *, step: str = "last") -> dict:
     return result
 
 
-def _fetch(source: str) -> tuple[storage.Path, dict]:
+def fetch(source: str) -> tuple[storage.Path, dict]:
     """The local path of a source, downloaded if need be, and what to remember of its origin."""
     from mae_pp_jax.interop import download
 
     release = released.find(source)
     if release is not None:
-        print(f"{source}: {release.url}, licence {release.licence}", file=sys.stderr)
+        log.info("%s: %s, licence %s", source, release.url, release.licence)
         path = download.fetch(release.url, sha256=release.sha256, md5_prefix=release.md5_prefix)
         return path, dict(name=source, url=release.url, licence=release.licence)
     if download.is_url(source):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import state, storage
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     if path.suffix != ".png":
         raise UserError(f"--out: {args.out} must end in .png")
     storage.check_writable(path, "--out")
-    stage = registry.create(registry.resolve(config_lib.load_file(args.config), parse_overrides(rest)))
+    stage = registry.create(runs.resolved(config_lib.load_file(args.config), parse_overrides(rest)), runs.locate)
     pictures, captions = first_images(stage, ROWS * COLUMNS, COLUMNS)
     picture = sheet(list(pictures.values()), captions)
     _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -81,7 +82,7 @@ def first_images(stage, count: int, of_each: int) -> tuple[dict[str, np.ndarray]
         parts = [next(stream) for stream in streams]
         examples = {name: np.concatenate([part[name] for part in parts])[:of_each] for name in parts[0]}
         keys = jax.random.split(state.key_of_step(jax.random.key(stage.config.seed), step), batch)[rows][:of_each]
-        pictures, texts = stage.shown(examples, keys)
+        pictures, texts = stage.sheet(examples, keys)
         found.append({title: np.asarray(images) for title, images in pictures.items()})
         captions += texts
         if sum(len(next(iter(images.values()))) for images in found) >= count:

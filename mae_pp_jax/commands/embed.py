@@ -1,23 +1,21 @@
 """`embed`: features of images from a run or an imported checkpoint."""
 
 import argparse
-import concurrent.futures
 import io
-import itertools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 import tqdm
 
+from mae_pp_jax.commands import arguments, runs
 from mae_pp_jax.core import console, hardware, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.partition import MeshConfig
 from mae_pp_jax.data import images as images_lib
-from mae_pp_jax.data.decode import Unreadable
-from mae_pp_jax.data.faults import Faults
+from mae_pp_jax.data import picture_files
 from mae_pp_jax.models import positions
 from mae_pp_jax.stages.shared import saved_encoder
 
@@ -28,7 +26,7 @@ names, in the same order), by the newest checkpoint of a run, trained here or im
 the model's input and cut to their centre.
 
 examples:
-  python -m mae_pp_jax embed --workdir=runs/mae_wsp --images='photos/**/*.jpg' --out=features.npz
+  python -m mae_pp_jax embed --workdir=runs/mae_wsp --images=photos --out=features.npz
   python -m mae_pp_jax embed --workdir=runs/maws_h14 --images='photos/*' --out=f.npz --pool=mean --image_size=518"""
 
 
@@ -39,8 +37,8 @@ def add_parser(verbs) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run, trained here or imported")
-    parser.add_argument("--images", required=True, metavar="GLOB", help="image files; ** stands for any folders")
+    parser.add_argument("--workdir", required=True, metavar="RUN", help=arguments.RUN)
+    arguments.add_images(parser)
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
     parser.add_argument(
         "--pool",
@@ -77,7 +75,7 @@ def run(args) -> None:
 
 def embed(
     workdir: str,
-    pattern: str,
+    images: str | Sequence[str],
     out: str,
     *,
     pool: str | None = None,
@@ -89,8 +87,8 @@ def embed(
     """Features of image files, also written as .npz.
 
     Args:
-      workdir: folder of a run.
-      pattern: glob of the files; they are taken in alphabetical order.
+      workdir: folder of a run, a released name or a file of weights; see `runs.locate`.
+      images: folders, patterns and files, or one of them; see `picture_files.PictureFiles`.
       out: the .npz file.
       pool: "cls", "mean" (of the patch tokens, after `norm` where the model has one), "projection", or None for the
         model's own.
@@ -112,29 +110,33 @@ def embed(
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
     storage.check_writable(target, "--out")
-    files = [name for name in storage.matching(pattern) if storage.is_file(name)]
-    if not files and storage.is_dir(pattern):
-        raise UserError(
-            f"--images: {pattern} is a folder; give its pictures, as in '{storage.Path(pattern) / '*.jpg'}'"
-        )
-    if not files:
-        raise UserError(f"--images: no file matches {pattern!r}; quote it, so that the shell leaves it alone")
+    files = picture_files.PictureFiles([images] if isinstance(images, str) else images)
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))
-    encoder = saved_encoder.load(storage.path(workdir), mesh, pool=pool, image_size=image_size, resize=resize)
-    batch = -(-batch // mesh.size) * mesh.size
+    encoder = saved_encoder.load(
+        runs.locate(workdir, "--workdir"), mesh, pool=pool, image_size=image_size, resize=resize
+    )
+    batch, total = -(-batch // mesh.size) * mesh.size, files.count()
     found, used = [], []
+
+    def load(content: bytes) -> dict[str, np.ndarray]:
+        return {"image": images_lib.center_crop(content, encoder.image_size)}
+
+    def unreadable(name: str, error: Exception) -> None:
+        if not skip_unreadable:
+            raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error
+        log.warning("%s is no readable image: skipped", name)
+
     with (
         jax.set_mesh(mesh),
-        tqdm.tqdm(total=len(files), desc="embed", unit=" images", disable=not console.on_terminal()) as bar,
+        tqdm.tqdm(total=total, desc="embed", unit=" images", disable=not console.on_terminal()) as bar,
     ):
-        for names, pixels in _batches(files, encoder.image_size, batch, skip_unreadable):
-            found.append(
-                np.asarray(encoder.features(partition.to_global({"image": pixels}, mesh)["image"]))[: len(names)]
-            )
+        for names, arrays, looked in picture_files.batches(files, load, batch, unreadable):
+            features = encoder.features(partition.to_global(arrays, mesh)["image"])
+            found.append(np.asarray(features)[: len(names)])
             used += names
-            bar.update(len(names))
+            bar.update(looked)
     if not used:
-        raise UserError(f"--images: none of the {len(files):,} files could be read")
+        raise UserError(f"--images: none of the {total:,} files could be read")
     features = np.concatenate(found)
     content = io.BytesIO()
     np.savez(content, features=features, files=np.array(used))
@@ -156,42 +158,3 @@ def parse_size(text: str) -> tuple[int, int] | None:
     if not match:
         raise UserError(f"--image_size: {text!r} is no size; give pixels as 224, or as HEIGHTxWIDTH such as 192x256")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _batches(
-    files: list[str], size: tuple[int, int], batch: int, skip_unreadable: bool
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(names of up to `batch` files, uint8 [batch, height, width, 3] padded with black), decoded a few batches ahead."""
-
-    faults = Faults()
-
-    def read(name: str) -> np.ndarray | None:
-        try:
-            image = images_lib.center_crop(storage.read_bytes(name), size)
-            faults.warn(lambda: name)
-            return image
-        except (OSError, Unreadable) as error:
-            if not skip_unreadable:
-                raise UserError(f"--images: {name} is no readable image; remove it or add --skip_unreadable") from error
-            log.warning("%s is no readable image: skipped", name)
-            return None
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting: list[tuple[str, concurrent.futures.Future]] = []
-        rest = iter(files)
-        try:
-            while True:
-                waiting += [
-                    (name, pool.submit(read, name)) for name in itertools.islice(rest, 3 * batch - len(waiting))
-                ]
-                if not waiting:
-                    return
-                ready, waiting = waiting[:batch], waiting[batch:]
-                decoded = [(name, image.result()) for name, image in ready]
-                good = [(name, image) for name, image in decoded if image is not None]
-                pixels = np.zeros((batch, *size, 3), np.uint8)
-                for i, (_, image) in enumerate(good):
-                    pixels[i] = image
-                yield [name for name, _ in good], pixels
-        finally:
-            pool.shutdown(cancel_futures=True)

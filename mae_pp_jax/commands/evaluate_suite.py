@@ -2,6 +2,7 @@
 
 import logging
 
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.evaluate import evaluate
 from mae_pp_jax.core import checkpoint, hardware, hosts, storage
 from mae_pp_jax.core import config as config_lib
@@ -38,11 +39,11 @@ def evaluate_suite(
     """Judges runs by the suite `image`; also written as `image.json`, `image.md` and `image.png`.
 
     Args:
-      workdirs: folders of runs.
+      workdirs: folders of runs, released names or files of weights; see `runs.locate`.
       evals: what is measured, separated by commas; None: all.
       data: the labelled dataset; None: each run's own training data.
       overrides: dotted key of the suite → text.
-      out: folder of the table; None: `suites/` in the first run.
+      out: folder of the table; None: `suites/` in the first run, or see `runs.results`.
 
     Returns:
       The content of the JSON file: `results`, one for each run, and `table`.
@@ -56,14 +57,14 @@ def evaluate_suite(
     stated = {"data": {"name": data}} if data else {}
     if evals:
         stated["evals"] = tuple(evals.split(","))
-    runs = [storage.path(workdir) for workdir in workdirs]
-    for run in runs:
+    folders = [runs.locate(workdir, "--workdir") for workdir in workdirs]
+    for run in folders:
         checkpoint.find(run, field="--workdir")
-    folder = storage.path(out, "--out") if out else runs[0] / "suites"
+    folder = storage.path(out, "--out") if out else runs.results(workdirs[0], folders[0]) / "suites"
     storage.check_writable(folder, "--out" if out else "--workdir", folder=True)
-    configs = [image.config_for(run, stated, overrides) for run in runs]  # all, before any work
+    configs = [image.config_for(run, stated, overrides) for run in folders]  # all, before any work
     results = []
-    for run, config in zip(runs, configs, strict=True):
+    for run, config in zip(folders, configs, strict=True):
         log.info("judging %s", run)
         results.append(image.judge(run, config, lambda sets, run=run: _robustness(run, sets)))
     table = suite_table.build(results, published.beside(results))

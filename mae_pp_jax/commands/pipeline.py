@@ -8,9 +8,10 @@ import time
 import jax
 
 from mae_pp_jax import reporting
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
-from mae_pp_jax.core import hardware, hosts, lease, storage
+from mae_pp_jax.core import handoff, hardware, hosts, lease, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import recognition
 from mae_pp_jax.stages import registry
@@ -109,16 +110,28 @@ def pipeline(
             storage.write_json(folder / "pipeline.json", written)
         began = time.monotonic()
         configs = {name: resolved for name, (_, resolved) in stages.items()}
+        _locate(configs, folder)
         if workers > 1:
-            pipeline_pool.train_all(configs, folder, workers)
+            pipeline_pool.train_all(configs, folder, workers, runs.locate)
         else:
             for index, (name, resolved) in enumerate(configs.items(), 1):
                 log.info("[%d/%d] %s", index, len(configs), name)
-                pipeline_pool.run_entry(resolved, folder / name)
+                pipeline_pool.run_entry(resolved, folder / name, runs.locate)
         log.info("%d stages in %.0f s", len(configs), time.monotonic() - began)
         html = storage.Path(hosts.from_first(lambda: str(reporting.write(folder)[0])))
     log.info("report: %s", html)
     return html
+
+
+def _locate(configs: dict, folder: storage.Path) -> None:
+    """Gets the weights from elsewhere that stages start from, before the first one is trained."""
+    own = {str(folder / name) for name in configs}
+    trained = {name: config for name, config in configs.items() if hasattr(config, "init_from")}  # a suite has none
+    for name, config in trained.items():
+        finished = storage.is_file(folder / name / "result.json")
+        for part, source in handoff.sources(config.init_from).items():
+            if source.run not in own and not finished:
+                runs.locate(source.run, f"{handoff.key_of(part)}.run")
 
 
 def _default_workers() -> int:
@@ -132,6 +145,7 @@ def _default_workers() -> int:
 def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: dict[str, str]) -> dict:
     """Stage name → (entry, resolved config)."""
     stages: dict = {}
+    planned: dict[str, dict] = {}
     given: dict[str, dict[str, str]] = {}
     names = [entry.get("name") for entry in plan.get("stages", ())]
     for dotted, text in overrides.items():
@@ -158,7 +172,11 @@ def _resolve(plan: dict, folder: storage.Path, here: storage.Path, overrides: di
                 raise UserError(f"config.stages: {name} starts from '{before}', which is not a stage before it")
             run = {"run": str(folder / before)}
             mapping = config_lib.merge(mapping, {"init_from": {part: run} if part else run})
-        stages[name] = (entry, registry.resolve(mapping, given.get(name)))
+        try:
+            resolved = runs.resolved(mapping, given.get(name), workdir=folder / name, planned=planned)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        stages[name], planned[str(folder / name)] = (entry, resolved), config_lib.to_dict(resolved)
     if not stages:
         raise UserError("config.stages: the pipeline has no stages")
     return stages

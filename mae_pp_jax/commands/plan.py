@@ -2,13 +2,13 @@
 
 import argparse
 
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.planning import candidates, report, slices
 from mae_pp_jax.planning import search as search_lib
-from mae_pp_jax.stages import registry
 from mae_pp_jax.workers import compilation
 
 DESCRIPTION = """Compiles the real train step of a config for a TPU slice on a machine that has none, and prints
@@ -76,7 +76,7 @@ def plan(config: str, topology: str, overrides: dict[str, str] | None = None, *,
     """
     chosen = slices.parse(topology)
     _check_outputs(json_file)
-    resolved = registry.resolve(config_lib.load_file(config), overrides)
+    resolved = runs.resolved(config_lib.load_file(config), overrides)
     found = compilation.answer(config_lib.to_dict(resolved), chosen)
     if json_file:
         storage.write_json(json_file, found, "--json")
@@ -115,7 +115,7 @@ def search(
     if jobs < 1:
         raise UserError(f"--jobs: must be at least 1, got {jobs}")
     _check_outputs(json_file, search_file or str(search_lib.FOLDER / "any.jsonl"))
-    resolved = registry.resolve(config_lib.load_file(config), overrides)
+    resolved = runs.resolved(config_lib.load_file(config), overrides)
     mapping = config_lib.to_dict(resolved)
     policies = config_lib.choices(type(resolved), "model.remat")
     outline = compilation.answer(mapping, chosen, "outline")

@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from mae_pp_jax.commands import runs
 from mae_pp_jax.commands.arguments import overrides as parse_overrides
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import hardware, hosts, loop, storage
@@ -40,7 +41,7 @@ def run(args, rest: list[str]) -> None:
     overrides = parse_overrides(rest)
     if args.keys:
         mapping = config_lib.load_file(args.config)
-        values = config_lib.to_dict(registry.resolve(mapping, overrides))
+        values = config_lib.to_dict(runs.resolved(mapping, overrides))
         print("\n".join(config_lib.describe(registry.stage_class(mapping).Config, values)))
         return
     if not args.workdir:
@@ -60,8 +61,8 @@ def train(config: str, workdir: str | os.PathLike, overrides: dict[str, str] | N
     Returns:
       The content of `result.json`.
     """
-    recognition.refuse_dataset(storage.path(workdir))
+    folder = storage.path(workdir)
+    recognition.refuse_dataset(folder)
     hardware.enable_compilation_cache()
-    started = storage.is_file(storage.path(workdir) / "config.json")  # a run that goes on keeps the keys it began with
-    resolved = registry.resolve(config_lib.load_file(config), overrides, saved=started)
-    return loop.run(registry.create(resolved), workdir)
+    resolved = runs.resolved(config_lib.load_file(config), overrides, workdir=folder)
+    return loop.run(registry.create(resolved, runs.locate), folder)

@@ -166,10 +166,15 @@ def resolve(schema: type, mapping: Mapping, overrides: Mapping[str, str] | None 
     Raises:
       UserError: unknown key, wrong type, value not permitted, required key absent.
     """
+    return _build(schema, override(schema, mapping, overrides), "config", {})
+
+
+def override(schema: type, mapping: Mapping, overrides: Mapping[str, str] | None) -> dict:
+    """The keys that are stated, by `mapping` and textual overrides over it, as a nested dict; see `resolve`."""
     mapping = _plain(mapping)
     for dotted, text in (overrides or {}).items():
         _override(schema, mapping, dotted, text)
-    return _build(schema, mapping, "config", {})
+    return mapping
 
 
 def to_dict(config) -> dict:

@@ -21,6 +21,9 @@ from mae_pp_jax.core.functional import flatten, unflatten
 # a note for the report).
 Resize = Callable[[Mapping], tuple[Callable[[np.ndarray], np.ndarray] | None, str]]
 
+# (what a config calls a run, the key that says so, for errors) → folder of the run, which may be made at that moment.
+Locate = Callable[[str, str], storage.Path]
+
 
 @dataclasses.dataclass(frozen=True)
 class Handoff:
@@ -148,13 +151,24 @@ def sources(init_from) -> dict[str, Any]:
     return {part: source for part, source in parts.items() if source.run}
 
 
-def is_same(record: Mapping, source, field: str) -> bool:
+def key_of(part: str) -> str:
+    """What a part's source is called in messages."""
+    return f"config.init_from.{part}" if part else "config.init_from"
+
+
+def is_same(record: Mapping, source, field: str, locate: Locate = storage.path) -> bool:
     """Whether a configured source is the run of a lineage record, by stage, step and weights, wherever it lies.
+
+    Args:
+      record: of the lineage.
+      source: with `run` and `step`.
+      field: what the source is called in messages.
+      locate: see `Locate`.
 
     Raises:
       UserError: there is no such run.
     """
-    run = storage.path(source.run, f"{field}.run")
+    run = locate(source.run, f"{field}.run")
     at = checkpoint.find(run, source.step, field)
     if (checkpoint.meta(run, at)["config"]["stage"], at) != (record["stage"], record["step"]):
         return False
@@ -163,7 +177,7 @@ def is_same(record: Mapping, source, field: str) -> bool:
 
 
 def transfer(
-    rules: Handoff | Mapping[str, Handoff], init_from, params
+    rules: Handoff | Mapping[str, Handoff], init_from, params, locate: Locate = storage.path
 ) -> tuple[dict, dict[str, dict], str, dict[str, leaves.Leaf]]:
     """Fills freshly initialised parameters with the weights of other runs.
 
@@ -171,6 +185,7 @@ def transfer(
       rules: the stage's rules, by part where `init_from` has several.
       init_from: where the weights come from, see `sources`.
       params: nested dict of initialised, sharded parameters of this stage.
+      locate: see `Locate`.
 
     Returns:
       (parameters, part → record of its source for the lineage, report that names every leaf, where each leaf lies that
@@ -186,7 +201,7 @@ def transfer(
         scope = {path: leaf for path, leaf in target.items() if re.fullmatch(own.scope, path)}
         if twice := reached & set(scope):
             raise ValueError(f"two parts of the handoff answer for {min(twice)}; give them scopes that do not overlap")
-        filled, records[part], account, same = _transfer(own, source, scope, part)
+        filled, records[part], account, same = _transfer(own, source, scope, part, locate)
         target |= filled
         unchanged |= same
         reached |= set(scope)
@@ -196,19 +211,21 @@ def transfer(
     return unflatten(target), records, "\n".join(accounts), unchanged
 
 
-def _transfer(rules: Handoff, source, target: dict, part: str) -> tuple[dict, dict, str, dict[str, leaves.Leaf]]:
+def _transfer(
+    rules: Handoff, source, target: dict, part: str, locate: Locate
+) -> tuple[dict, dict, str, dict[str, leaves.Leaf]]:
     """Fills the leaves `target` (by path) from one source; the others as `transfer`.
 
     The running average (`ema`) is taken where the source kept one, as it is what that run evaluated.
     """
-    field = f"config.init_from.{part}" if part else "config.init_from"
-    run = storage.path(source.run, f"{field}.run")
-    at = checkpoint.find(run, source.step, field)
+    key = key_of(part)
+    run = locate(source.run, f"{key}.run")
+    at = checkpoint.find(run, source.step, key)
     meta = checkpoint.meta(run, at)
     stage = meta["config"]["stage"]
     if stage not in rules.stages:
         raise UserError(
-            f"{field}.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
+            f"{key}.run: {run} is a run of stage '{stage}'; this stage starts from {' or '.join(rules.stages)}"
         )
     source, target = checkpoint.weights(run, at), dict(target)
     item = "ema" if any(leaf.item == "ema" for leaf in source.values()) else "params"

@@ -55,7 +55,7 @@ def initial_state(prog: program_lib.Program) -> tuple[TrainState, dict[str, dict
         params = jax.jit(stage.init, out_shardings=prog.shardings.params, compiler_options=_quick_to_compile())(key)
         sources, account, moved = {}, "random initialisation", {}
         if handoff.sources(config.init_from):
-            params, sources, account, moved = handoff.transfer(stage.handoff, config.init_from, params)
+            params, sources, account, moved = handoff.transfer(stage.handoff, config.init_from, params, stage.locate)
         received = flatten(params)
         params = stage.prepare(params, prog.mesh)
         frozen = flatten(prog.optimizer.split(params)[1])
@@ -351,7 +351,7 @@ def _check_same(record: dict, dataset: dict, stage: Stage, folder: run_folder.Ru
     """Refuses to go on with other data, or with a run that started from other weights, than a run's record has."""
     _same_dataset(record["dataset"], dataset, folder)
     if folder.renamed:
-        _same_sources(record, stage.config.init_from, folder)
+        _same_sources(record, stage, folder)
         log.info("config: the same under other names: %s", "; ".join(folder.renamed))
 
 
@@ -373,25 +373,26 @@ def _unnamed(dataset: dict) -> dict:
     return {path: value for path, value in flatten(dataset).items() if path.rpartition("/")[2] != "name"}
 
 
-def _same_sources(record: dict, init_from, folder: run_folder.RunFolder) -> None:
+def _same_sources(record: dict, stage: Stage, folder: run_folder.RunFolder) -> None:
     """Refuses a run named in `init_from` that is another one than the weights came from.
 
     Args:
       record: of the run, with its `lineage` and `parents`.
-      init_from: the config's section.
+      stage: of today, with its config.
       folder: of the run.
     """
-    named, parents = handoff.sources(init_from), lineage.parents_of(record["lineage"], record.get("parents"))
+    named, parents = (
+        handoff.sources(stage.config.init_from),
+        lineage.parents_of(record["lineage"], record.get("parents")),
+    )
     for part in {**named, **parents}:
-        field = f"config.init_from.{part}" if part else "config.init_from"
+        field = handoff.key_of(part)
         before = record["lineage"][parents[part]] if part in parents else None
         now = named.get(part)
-        if (
-            before
-            and now
-            and (storage.absolute(before["run"]) == storage.absolute(now.run) or handoff.is_same(before, now, field))
-        ):
-            continue
+        if before and now:
+            here = storage.absolute(before["run"]) == storage.absolute(now.run)
+            if here or handoff.is_same(before, now, field, stage.locate):
+                continue
         raise UserError(
             f"{field}.run: {now.run if now else 'no run'} is not what {folder.path} started from "
             f"({before['run'] if before else 'random weights'}); name that run where it lies now, or choose another "

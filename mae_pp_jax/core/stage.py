@@ -12,8 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mae_pp_jax.core import storage
 from mae_pp_jax.core.config import key, section
-from mae_pp_jax.core.handoff import Handoff
+from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.core.handoff import Handoff, Locate
 from mae_pp_jax.core.optim import NO_DECAY_ON_BIAS_AND_SCALE, OptimConfig, Rules
 from mae_pp_jax.core.partition import Axes, MeshConfig
 
@@ -29,7 +31,11 @@ class InitFromConfig:
     each part in its place, and its `handoff` by the same names.
     """
 
-    run: str = key("", "folder of a finished run whose weights this stage starts from", by_content=True)
+    run: str = key(
+        "",
+        "run whose weights this stage starts from: its folder, a released name (convert --list) or a file of weights",
+        by_content=True,
+    )
     step: str = key("last", "its checkpoint: 'last' or a step")
 
 
@@ -72,6 +78,27 @@ class StageConfig:
         """The content of a run's config.json with the keys of today, where earlier versions of the code had others."""
         return dict(mapping)
 
+    @classmethod
+    def inherit(cls, stated: Mapping, part: str, source: Mapping) -> dict:
+        """The keys that a config states, and those it leaves open that have to be as in the run it starts from.
+
+        Args:
+          stated: nested dict of keys.
+          part: of the model, by its name in `init_from`; "" where there is one source.
+          source: config of the run, which may be one of another stage.
+        """
+        del part, source
+        return dict(stated)
+
+    def check_source(self, part: str, source: Mapping, where: str) -> None:
+        """Raises `UserError` where the weights of a run cannot fit this config.
+
+        Args:
+          part: as for `inherit`.
+          source: config of the run.
+          where: the run and the key that names it, for messages.
+        """
+
     def recalled(self, meta: Mapping[str, Any]):
         """This config with what the JSON part of a checkpoint (`checkpoint.meta`) knows of the data it was trained on."""
         del meta
@@ -112,6 +139,29 @@ class Evaluator(Protocol):
         """`SET/measure` → number, or name → drawing."""
 
 
+class Answers(Protocol):
+    """What a run says of examples without targets, for `predict`.
+
+    Attributes:
+      columns: what the values of an answer are called.
+    """
+
+    columns: tuple[str, ...]
+
+    def load(self, content: bytes) -> dict[str, np.ndarray]:
+        """The content of a file as an example, arrays of fixed shapes by name."""
+
+    def compute(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
+        """A pytree of arrays [batch, …] with what is to be told of each example; traceable."""
+
+    def tell(self, values: Any) -> list[tuple]:
+        """The answers on one example, the best first, each with a value for every column.
+
+        Args:
+          values: of one example, what `compute` gave, as numpy arrays [...].
+        """
+
+
 class Stage:
     """Base of the stages; a subclass is read top to bottom in `stages/NAME.py`.
 
@@ -132,6 +182,7 @@ class Stage:
       handoff: which weights of an earlier stage this one takes; by part where `config.init_from` has several.
       reader: the part of every global batch that this process reads, as (index, number of parts); who trains or
         evaluates on a mesh of many processes sets it to `partition.reader(mesh)`.
+      locate: finds the runs that `config.init_from` names; who knows other names than folders sets it.
     """
 
     Config: ClassVar[type[StageConfig]]
@@ -145,6 +196,7 @@ class Stage:
     dataset: dict[str, Any]
     handoff: Handoff | Mapping[str, Handoff]
     reader: tuple[int, int] = (0, 1)
+    locate: Locate = staticmethod(storage.path)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, a nested dict; traceable."""
@@ -227,6 +279,21 @@ class Stage:
 
         From here on the numbers of evaluation sets stand for the same names as when it was trained.
         """
+
+    def answers(self, names: Mapping[str, Sequence[str]], most: int) -> Answers:
+        """What this run says of new examples.
+
+        Args:
+          names: field → what its numbers stand for, as the checkpoint says (`identity`).
+          most: answers to tell of an example.
+
+        Raises:
+          UserError: it says nothing of them.
+        """
+        raise UserError(
+            f"--workdir: a run of stage '{self.config.stage}' has no answers for a new {self.example}; give one that was "
+            "trained on targets"
+        )
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """The rows of `reader` of batch `start_step`, `start_step` + 1, …; a pure function of (seed, step)."""

@@ -39,9 +39,9 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def cache_folder() -> pathlib.Path:
-    """Where downloads land: `MAE_PP_JAX_CACHE`, else `~/.cache/mae_pp_jax`, in `weights/`."""
-    return pathlib.Path(os.environ.get("MAE_PP_JAX_CACHE") or storage.user_cache()) / "weights"
+def cache_folder(kind: str = "weights") -> pathlib.Path:
+    """Where downloads land, or what is made of them: `MAE_PP_JAX_CACHE`, else `~/.cache/mae_pp_jax`, in `kind`/."""
+    return pathlib.Path(os.environ.get("MAE_PP_JAX_CACHE") or storage.user_cache()) / kind
 
 
 def fetch(url: str, *, sha256: str = "", md5_prefix: str = "") -> pathlib.Path:
@@ -68,7 +68,7 @@ def fetch(url: str, *, sha256: str = "", md5_prefix: str = "") -> pathlib.Path:
     name = re.sub(r"[^A-Za-z0-9._-]", "_", pathlib.PurePosixPath(parts.path).name).lstrip(".") or "weights"
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
     target, note = folder / name, folder / (name + ".json")
-    with storage.writing(folder):
+    with storage.writing(folder, "MAE_PP_JAX_CACHE"):
         folder.mkdir(parents=True, exist_ok=True)
         if not (target.is_file() and note.is_file()):
             _download(url, folder / (name + ".part"), folder / (name + ".part.json"))

@@ -57,6 +57,11 @@ class WeightFile:
         return digest.hexdigest()
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file is one of weights by its name."""
+    return name.endswith((*sum(SUFFIXES, ()), INDEX))
+
+
 def open_weights(path: storage.Path, item: str = "auto") -> WeightFile:
     """Opens a file (.pth, .pt, .torch, .bin, .ckpt, .safetensors, .npz), an index of shards, or a model's folder.
 

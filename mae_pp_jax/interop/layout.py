@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.interop import released
 from mae_pp_jax.interop.files import WeightFile
 from mae_pp_jax.interop.matching import Match
 from mae_pp_jax.interop.tensors import refuse
@@ -135,7 +136,7 @@ def pixel_statistics(file: WeightFile, match: Match) -> tuple:
             return tuple(tuple(map(float, group[n])) for n in names)
     if match.format.name in ("big_vision", "vision_transformer"):
         return HALF, HALF
-    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return released.IMAGENET
 
 
 def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:

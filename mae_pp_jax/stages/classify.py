@@ -21,6 +21,7 @@ from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.classify import accuracy, of_batch
 from mae_pp_jax.models import layer_decay, vit
 from mae_pp_jax.ops import losses
+from mae_pp_jax.stages.shared.answers import ranking
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 
@@ -105,10 +106,10 @@ class ClassifyStage(ImageStage):
             "share": jnp.broadcast_to(share, batch["label"].shape),
         }
 
-    def shown(self, batch, keys):
+    def sheet(self, batch, keys):
         mixed = self.augment(batch, keys)
         if not self.config.mixes:
-            return super().shown(mixed, keys)
+            return super().sheet(mixed, keys)
         captions = []
         for share, *pair in zip(*(np.asarray(mixed[name]) for name in ("share", "label", "partner"))):
             (one, other) = (self.name_of("label", label) for label in pair)
@@ -131,11 +132,18 @@ class ClassifyStage(ImageStage):
         total = (jnp.sum(loss), jnp.sum(ones))
         return total, {"loss": total, **accuracy(logits, labels, ones)}
 
+    def logits(self, params, batch):
+        """Logits [batch, classes] of images as they are, without what regularises the training."""
+        return self.model.apply(params, self.pixels(batch))
+
     def evaluators(self):
         def test(params, batch):
-            return of_batch(self.model.apply(params, self.pixels(batch)), batch)
+            return of_batch(self.logits(params, batch), batch)
 
         return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
+
+    def answers(self, names, most):
+        return ranking(self, "label", names, most, self.logits)
 
     def chance(self):
         return chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())

@@ -20,6 +20,7 @@ from mae_pp_jax.evaluation.classify import accuracy, of_batch
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared import features
+from mae_pp_jax.stages.shared.answers import ranking
 from mae_pp_jax.stages.shared.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
@@ -84,6 +85,9 @@ class LinearStage(ImageStage):
             return of_batch(self.logits(params, batch), batch)
 
         return [Averages(name, test, batches) for name, batches in self.eval_passes().items()]
+
+    def answers(self, names, most):
+        return ranking(self, "label", names, most, self.logits)
 
     def chance(self):
         return chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())

@@ -35,6 +35,7 @@ from mae_pp_jax.evaluation.low_shot import OverSplits, Picker
 from mae_pp_jax.models import adapters, vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared import dealing, features
+from mae_pp_jax.stages.shared.answers import ranking
 from mae_pp_jax.stages.shared.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
 
 
@@ -320,6 +321,14 @@ class LowShotStage(ImageStage):
             x.reshape(-1, self.config.splits, *x.shape[1:]) for x in (logits, losses_, batch["label"], batch["mask"])
         )
         return jax.vmap(of_split, in_axes=1)(*dealt)
+
+    def answers(self, names, most):
+        if self.factors > 1:
+            raise UserError(
+                f"--workdir: this run holds models of {self.factors} learning rates for each draw (config.lr_grid); train "
+                "one again with the picked factor (result.json), or merge LoRA by convert --merge"
+            )
+        return ranking(self, "label", names, most, self.logits, axis=(1,))
 
     def chance(self):
         found = chance.of_classes(self.classes, self.eval_labels(), self.eval_choices())

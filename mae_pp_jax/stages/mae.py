@@ -32,6 +32,13 @@ class MaeStageConfig(ImageStageConfig):
     optim: OptimConfig = section(OptimConfig, lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05)
     pictures: int = key(8, "evaluation images whose reconstruction is drawn; 0: none", low=0)
 
+    @classmethod
+    def inherit(cls, stated, part, source):
+        stated = super().inherit(stated, part, source)
+        # The decoder goes along where there is one; how much is masked and what it predicts is for each run to say.
+        decoder = {key: value for key, value in source.get("mae", {}).items() if key.startswith("decoder_")}
+        return {**stated, "mae": {**decoder, **stated.get("mae", {})}}
+
     def unused(self):
         return super().unused() | {"model.pool": "nothing is pooled in stage mae"}
 
@@ -56,7 +63,7 @@ class MaeStage(ImageStage):
     def init(self, key):
         return self.model.init(key)
 
-    def shown(self, batch, keys):
+    def sheet(self, batch, keys):
         pixels, patch = self.pixels(batch, keys), vit.dimensions(self.config.model).patch
         visible = mae.visible_patches(self.config.mae, self._patches())
         _, mask = masking.select_visible(masking.draw(keys, self._patches()), visible)

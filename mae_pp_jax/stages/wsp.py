@@ -19,6 +19,7 @@ from mae_pp_jax.evaluation.averages import Averages
 from mae_pp_jax.evaluation.tags import TagMap, top_tag_hits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
+from mae_pp_jax.stages.shared.answers import ranking
 from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
 
 _COUNTED = 1_000_000  # training records whose hashtags are read, 20 s, to know the commonest
@@ -73,8 +74,8 @@ class WspStage(ImageStage):
     def init(self, key):
         return self.model.init(key)
 
-    def shown(self, batch, keys):
-        pictures, _ = super().shown(batch, keys)
+    def sheet(self, batch, keys):
+        pictures, _ = super().sheet(batch, keys)
         tags = ([self.name_of("hashtags", tag) for tag in ids if tag >= 0] for ids in batch["hashtags"])
         return pictures, [" ".join(f"#{tag}" for tag in found) or "no hashtag" for found in tags]
 
@@ -83,23 +84,26 @@ class WspStage(ImageStage):
         metrics = self._measure(logits, batch["hashtags"], jnp.ones(logits.shape[0]))
         return metrics["loss"], metrics
 
+    def logits(self, params, batch):
+        """Logits [batch, hashtags] of images as they are."""
+        return self.model.apply(params, self.pixels(batch))
+
     def evaluators(self):
         def test(params, batch):
-            logits = self.model.apply(params, self.pixels(batch))
-            return self._measure(logits, batch["hashtags"], batch["mask"])
-
-        def scores(params, batch):
-            return self.model.apply(params, self.pixels(batch))
+            return self._measure(self.logits(params, batch), batch["hashtags"], batch["mask"])
 
         found, config = [Averages(name, test, batches) for name, batches in self.eval_passes().items()], self.config
         for name, batches in self.eval_passes("tag_map").items() if config.map_positives else ():
             limits = dict(positives=config.map_positives, images=config.map_images)
-            found.append(TagMap(name, scores, batches, functools.partial(self._tags, name), **limits))
+            found.append(TagMap(name, self.logits, batches, functools.partial(self._tags, name), **limits))
         return found
 
     def _tags(self, name):
         """The hashtags of all records of an evaluation set."""
         return self.eval_source(name).column("hashtags")
+
+    def answers(self, names, most):
+        return ranking(self, "hashtags", names, most, self.logits)
 
     def chance(self):
         train = {"train": self.train_source.column("hashtags")} if len(self.train_source) <= _COUNTED else {}

@@ -31,13 +31,14 @@ LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal
 POLL_SECONDS = 0.5
 
 
-def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
+def train_all(stages: dict, folder: storage.Path, workers: int, locate: handoff.Locate = storage.path) -> None:
     """Trains stages, several at a time.
 
     Args:
       stages: name → resolved config, each after those whose runs its `init_from` names, or a suite's entry.
       folder: stage NAME is trained in `folder`/NAME.
       workers: number of worker processes.
+      locate: a function of a module, as `Stage.locate`.
 
     Raises:
       UserError, RunStopped, Preempted, Unforeseen: what the first failing stage raised; the others save and stop.
@@ -52,7 +53,7 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
         after = [urgency[later] for later, sources in waiting.items() if name in sources]
         urgency[name] = work[name][1] + max(after, default=0.0)
     done: list[str] = []
-    with _Workers(workers) as crew, _Watch(folder, work) as watch:
+    with _Workers(workers, locate) as crew, _Watch(folder, work) as watch:
         while waiting or crew.busy:
             ready = [name for name, sources in waiting.items() if sources <= set(done)]
             ready.sort(key=urgency.get, reverse=True)
@@ -65,9 +66,9 @@ def train_all(stages: dict, folder: storage.Path, workers: int) -> None:
             watch.show(crew.busy, done)
 
 
-def run_entry(config, folder: storage.Path) -> dict:
+def run_entry(config, folder: storage.Path, locate: handoff.Locate = storage.path) -> dict:
     """Trains a stage, or judges a run by a suite, as its resolved config says; returns its result."""
-    return suite_entry.run(config, folder) if _is_suite(config) else loop.run(registry.create(config), folder)
+    return suite_entry.run(config, folder) if _is_suite(config) else loop.run(registry.create(config, locate), folder)
 
 
 def _is_suite(config) -> bool:
@@ -82,14 +83,15 @@ def _sources(config) -> list[str]:
 class _Workers:
     """Processes that train one stage after another. Each has its own pipe: a killed one holds no shared lock."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, locate: handoff.Locate):
         context = multiprocessing.get_context("spawn")
         os.environ.setdefault(allocator.VARIABLE, allocator.SETTING)  # where a notebook or a script is the parent
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._pipes, self._processes, self._names = [], [], [None] * count
         for index in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs, cores[index::count], os.getpid()), daemon=True)
+            args = theirs, cores[index::count], os.getpid(), locate
+            process = context.Process(target=_worker, args=args, daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -154,7 +156,7 @@ class _Workers:
             process.terminate()
 
 
-def _worker(pipe, cores: list[int], parent: int) -> None:
+def _worker(pipe, cores: list[int], parent: int, locate: handoff.Locate) -> None:
     """Trains what comes through the pipe and answers (result, None) or (None, error)."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before JAX counts the cores it may use
@@ -168,7 +170,7 @@ def _worker(pipe, cores: list[int], parent: int) -> None:
         except (EOFError, OSError):  # the parent has closed its end
             return
         try:
-            answer = run_entry(config, folder), None
+            answer = run_entry(config, folder, locate), None
         except Exception as error:
             answer = None, _explained(error, folder)
         with contextlib.suppress(OSError):  # closed meanwhile

@@ -97,7 +97,7 @@ def test_folders_without_images(untrained, tmp_path):
 
 def test_weights_that_do_not_fit(untrained, mae_run, wsp_run):
     line = untrained(WSP, {"init_from.run": str(mae_run), "model.width": "32"})
-    assert "is (2, 16) there and" in line and "is (2, 32) here" in line and "config.model" in line
+    assert "config.model.width: width 32, mlp 128, but" in line and "width 16, mlp 64" in line
     line = untrained(WSP, {"init_from.run": str(mae_run), "init_from.step": "5"})
     assert "no checkpoint 5; it has 8, 12" in line
     line = untrained(MAE, {"init_from.run": str(wsp_run)})

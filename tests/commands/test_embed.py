@@ -4,7 +4,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert, embed
@@ -14,44 +13,16 @@ from mae_pp_jax.interop import stream
 from mae_pp_jax.models import vit
 from mae_pp_jax.stages import registry
 from mae_pp_jax.stages.shared import saved_encoder
+from tests.commands.conftest import WIDTH, encoder_file
 from tests.conftest import RECIPES, ROOT
 from tests.parity import checks
-
-WIDTH = 16
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
     """The folder of an imported encoder for digits: 8×8 pixels, patches of 4, width 16."""
-    rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("imported")
-    shapes = {
-        "patch_embed.proj.weight": (WIDTH, 3, 4, 4),
-        "patch_embed.proj.bias": (WIDTH,),
-        "pos_embed": (1, 5, WIDTH),
-        "cls_token": (1, 1, WIDTH),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
-    }
-    for i in range(2):
-        for name, shape in {
-            "norm1.weight": (WIDTH,),
-            "norm1.bias": (WIDTH,),
-            "norm2.weight": (WIDTH,),
-            "norm2.bias": (WIDTH,),
-            "attn.qkv.weight": (3 * WIDTH, WIDTH),
-            "attn.qkv.bias": (3 * WIDTH,),
-            "attn.proj.weight": (WIDTH, WIDTH),
-            "attn.proj.bias": (WIDTH,),
-            "mlp.fc1.weight": (4 * WIDTH, WIDTH),
-            "mlp.fc1.bias": (4 * WIDTH,),
-            "mlp.fc2.weight": (WIDTH, 4 * WIDTH),
-            "mlp.fc2.bias": (WIDTH,),
-        }.items():
-            shapes[f"blocks.{i}.{name}"] = shape
-    weights = {key: rng.normal(size=shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
-    save_file(weights, folder / "vit.safetensors")
-    convert.import_file(str(folder / "vit.safetensors"), str(folder / "run"), heads=2)
+    convert.import_file(str(encoder_file(folder)), str(folder / "run"), heads=2)
     return folder / "run"
 
 
@@ -84,6 +55,20 @@ def test_writes_features_and_names(imported, photos, capsys):
     np.testing.assert_allclose(written["features"], tokens[:, 0], rtol=1e-4, atol=1e-5)
     assert main([*arguments, "--pool=mean"]) == 0
     np.testing.assert_allclose(np.load(out)["features"], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_stands_for_its_pictures(imported, photos, capsys):
+    folder, _ = photos
+    (folder / "below").mkdir()
+    (folder / "4.png").rename(folder / "below" / "4.png")
+    (folder / "notes.txt").write_text("mine")
+    out = folder / "features.npz"
+    assert main(["embed", f"--workdir={imported}", f"--out={out}", "--images", str(folder), f"{folder}/0.png"]) == 0
+    assert np.load(out)["files"].tolist() == [
+        str(folder / f) for f in ("0.png", "1.png", "2.png", "3.png", "below/4.png", "0.png")
+    ]
+    features = np.load(out)["features"]
+    np.testing.assert_array_equal(features[0], features[-1])
 
 
 def test_another_input_resizes_positions_as_the_source_does(imported, photos):

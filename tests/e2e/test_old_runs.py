@@ -47,6 +47,17 @@ def test_they_are_embedded_as_before(old, name):
         np.testing.assert_allclose(features, then["features"], rtol=1e-4, atol=1e-5)
 
 
+def test_they_predict(old, capsys):
+    assert main(["predict", "--workdir=classify", "--images=expected/pictures", "--top=10"]) == 0
+    said = capsys.readouterr()
+    head, *rows = [line.split(",") for line in said.out.splitlines()]
+    assert head == ["file", "class", "probability"] and len(rows) == 10 * len(
+        list((old / "expected/pictures").iterdir())
+    )
+    assert {name for _, name, _ in rows} == set("0123456789")
+    assert "does not name its 10 classes" in said.err
+
+
 def test_they_are_converted_to_the_same_bytes(old):
     assert main(["convert", "--from=mae", "--to=mae.safetensors", "--to-format=timm"]) == 0
     assert (old / "mae.safetensors").read_bytes() == (old / "expected" / "mae.safetensors").read_bytes()

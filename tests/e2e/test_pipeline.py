@@ -106,10 +106,9 @@ def test_finished_stages_are_skipped_and_one_process_gives_the_same_weights(fini
 @pytest.mark.e2e
 def test_a_failing_stage_ends_the_pipeline_with_its_error(recipe, tmp_path):
     args = ("pipeline", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--workers=2")
-    failed = command(*args, "--config.mae_wsp.model.width=24")
+    failed = command(*args, "--config.mae_wsp.init_from.step=5")
     assert failed.returncode == 2
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: handoff:")
-    assert "use the same config.model as that run" in failed.stderr
+    assert f"error: config.init_from: {tmp_path / 'run' / 'mae'} has no checkpoint 5; it has 8, 12" in failed.stderr
 
 
 @pytest.mark.parametrize("arguments", ["", ":data=cifar10", ":data=/photos,image_size=64,patch=8", ":linear_seeds=5"])

@@ -21,7 +21,7 @@ from mae_pp_jax.data.faults import Faults
 from mae_pp_jax.data.randaugment import RandAugment
 from mae_pp_jax.data.source import DataConfig, open_source, tag_counts, training_order
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages.shared import position_tables
+from mae_pp_jax.stages.shared import architecture, position_tables
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,13 @@ class ImageStageConfig(StageConfig):
         if data.resample != "swag":
             found["data.resample_length"] = "only data.resample=swag uses it"
         return super().unused() | found
+
+    @classmethod
+    def inherit(cls, stated, part, source):
+        return architecture.inherit(super().inherit(stated, part, source), source)
+
+    def check_source(self, part, source, where):
+        architecture.check(self.model, self.data, source, where)
 
     def recalled(self, meta):
         known = {kind: len(meta.get("identity", {}).get(field, ())) for kind, field in _NAMES.items()}
@@ -304,7 +311,7 @@ class ImageStage(Stage):
         elif data.crop == "shift":
             image = images.shift_crop(image, data.size, draws, data.shift)
         else:
-            image = evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), data.size)
+            image = self.shown(image)
         if self.randaugment:
             image = self.randaugment(image, draws[_HASHTAG_DRAW + 1 :], self._fill)
         return {"image": image, **self._load_targets(record, draws[_HASHTAG_DRAW])}
@@ -313,6 +320,10 @@ class ImageStage(Stage):
     def _fill(self) -> tuple[int, ...]:
         """The mean colour, which RandAugment moves in from outside."""
         return tuple(min(255, round(255 * mean)) for mean in self.config.data.mean)
+
+    def shown(self, image: bytes | np.ndarray) -> np.ndarray:
+        """An image as the first evaluation set shows it: uint8 [height, width, 3]."""
+        return evals.crop(image, next(iter(self.config.evals.values()), EvalConfig()), self.config.data.size)
 
     def load_eval(self, record: dict, config: EvalConfig) -> dict:
         """One example of an evaluation set; as `load`, without randomness."""
@@ -395,6 +406,12 @@ class ImageStage(Stage):
         """What the loss reads besides pixels: name in the batch → shape of its int32 for one image."""
         return {}
 
+    def answers(self, names, most):
+        raise UserError(
+            f"--workdir: a run of stage '{self.config.stage}' knows no classes; train one that does from it (classify, "
+            "linear, low_shot or wsp, with --config.init_from.run), or write its features with embed"
+        )
+
     def describe_batch(self, step: int) -> str:
         batch = self.config.global_batch
         records = self.train_order.at(np.arange(step * batch, (step + 1) * batch))
@@ -411,7 +428,7 @@ class ImageStage(Stage):
             images = augment.random_flip(images, keys)
         return augment.normalize(images, data.mean, data.std)
 
-    def shown(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> tuple[dict[str, jax.Array], list[str]]:
+    def sheet(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> tuple[dict[str, jax.Array], list[str]]:
         """What training makes of a batch, for people to look at.
 
         Args:
