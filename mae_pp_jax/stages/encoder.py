@@ -52,6 +52,9 @@ class EncoderStage(ImageStage):
             }
         return params
 
+    def loss(self, params, batch, keys):
+        raise UserError("config.stage: 'encoder' is not trained, it has no step to plan or to time; give another stage")
+
     def parameter_axes(self):
         projection = ((r"projection/kernel", ("fsdp", None)), (r"logit_scale", ()))
         return (*projection, *super().parameter_axes())

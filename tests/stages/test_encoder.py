@@ -52,5 +52,7 @@ def test_weights_of_another_run_are_taken_without_its_decoder(mae_run, tmp_path)
 def test_keys_of_a_training_are_refused_and_so_is_evaluation():
     with pytest.raises(UserError, match="config.train_for: 5 steps has no effect: stage 'encoder' is not trained"):
         registry.resolve({**TINY, "train_for": "5 steps"})
+    with pytest.raises(UserError, match="'encoder' is not trained, it has no step to plan"):
+        registry.create(registry.resolve(TINY)).loss(None, None, None)
     with pytest.raises(UserError, match="--suite=image"):
         registry.create(registry.resolve(TINY)).evaluators()
