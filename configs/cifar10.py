@@ -8,4 +8,6 @@ MODEL = dict(size="Ti/4", width=96, depth=4, heads=4)
 
 
 def dataset(name, **keys):
-    return dict(name=name, image_size=32, flip=True, cache="ram", **keys)
+    """The groups `data` and `declared` of a config; what another dataset has is asked of it."""
+    declared = dict(records=50_000, classes=10) if name == "cifar10" else {}
+    return dict(data=dict(name=name, image_size=32, flip=True, cache="ram", **keys), declared=declared)

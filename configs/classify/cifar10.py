@@ -10,6 +10,7 @@ Hardware: one accelerator, or a CPU for models narrower than Ti/4. Expected: non
 
 import ml_collections
 
+from ..cifar10 import dataset
 from ..finetuning import RANDAUGMENT, REGULARISED
 
 
@@ -19,11 +20,9 @@ def get_config(data="cifar10", size="", init="", epochs=100):
     c.train_for = f"{epochs} epochs"
     c.global_batch = 256
     c.init_from = dict(run=init)
-    c.data = dict(name=data, image_size=32, crop="shift", shift=4, randaugment=RANDAUGMENT, cache="ram")
-    c.declared = dict(records=50_000, classes=10)
-    c.model = dict(pool="mean", drop_path=0.1)
-    if size or not init:
-        c.model.size = size or "Ti/4"
+    c.update(dataset(data, crop="shift", shift=4, randaugment=RANDAUGMENT))
+    c.model = dict(pool="mean", drop_path=0.1, **(dict(size=size) if size else {}))
+    c.from_scratch = dict(model=dict(size="Ti/4"))
     c.optim = dict(lr=1e-3, lr_batch=256, warmup="5%", b2=0.999, weight_decay=0.05, min_lr=1e-6)
     c.layer_decay = 0.75
     return c

@@ -17,7 +17,7 @@ def get_config(data="cifar10", epochs=8.0):
     c.train_for = f"{epochs} epochs"
     c.eval_every = "50%"
     c.global_batch = 128
-    c.data = dataset(data, crop="random_resized", crop_scale=(0.2, 1.0))
+    c.update(dataset(data, crop="random_resized", crop_scale=(0.2, 1.0)))
     c.model = dict(MODEL, remat="dots", positions="sincos")
     c.mae = dict(decoder_width=48, decoder_depth=2, decoder_heads=4)
     c.optim = dict(lr=1.5e-3, lr_batch=0, warmup="5%")

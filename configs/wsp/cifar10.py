@@ -11,6 +11,8 @@ import ml_collections
 
 from ..cifar10 import MODEL, dataset
 
+HASHTAGS = 146  # that are simulated for ten classes
+
 
 def get_config(data="cifar10", epochs=2.0):
     c = ml_collections.ConfigDict()
@@ -18,7 +20,10 @@ def get_config(data="cifar10", epochs=2.0):
     c.train_for = f"{epochs} epochs"
     c.eval_every = "50%"
     c.global_batch = 128
-    c.data = dataset(data, crop="shift", shift=4, hashtags="simulated")
-    c.model = dict(MODEL, remat="dots")
+    c.update(dataset(data, crop="shift", shift=4, hashtags="simulated"))
+    if data == "cifar10":
+        c.declared.hashtags = HASHTAGS
+    c.model = dict(remat="dots")
+    c.from_scratch = dict(model=MODEL)
     c.optim = dict(lr=1e-3, lr_batch=0, warmup="10%", weight_decay=0.1)
     return c
