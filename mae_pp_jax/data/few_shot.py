@@ -7,7 +7,7 @@ Public splits of ImageNet come so: `subsets1/5imgs_class.txt` of MSN (Assran et 
 import collections
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -142,6 +142,23 @@ def tell_small_classes(labels: np.ndarray, shots: int, names: Iterable[str]) -> 
         log.warning(
             "config.shots: %d of %d classes have fewer than %d images and give all they have, such as %s with %d",
             *(len(small), len(names), shots, names[small[0]], counts[small[0]]),
+        )
+
+
+def check_classes(labels: np.ndarray, drawn: np.ndarray, names: Sequence[str], where: object) -> None:
+    """Raises `UserError` unless there is a record of every class of `labels` (int [records]) among those drawn.
+
+    Args:
+      labels: of all records; negative labels are unknown.
+      drawn: the records of a draw.
+      names: of the classes.
+      where: what says what is drawn.
+    """
+    missing = np.setdiff1d(labels[labels >= 0], labels[drawn])
+    if len(missing):
+        raise UserError(
+            f"config.splits_from: {where} names no image of {len(missing)} of {len(names)} classes, such as "
+            f"{names[missing[0]]}; add one of each"
         )
 
 

@@ -95,15 +95,16 @@ class LowShotStage(ImageStage):
     def drawn(self) -> list[np.ndarray]:
         """The records of each split, int64 [chosen]."""
         config, source = self.config, self.train_source
-        if config.splits_from:
-            files = (
-                few_shot.split_file(config.splits_from, config.shots, split, config.splits)
-                for split in range(config.splits)
-            )
-            return [few_shot.read_split(file, source) for file in files]
-        labels = fields.labels(source)
-        few_shot.tell_small_classes(labels, config.shots, fields.names(source, "label"))
-        return [few_shot_indices(labels, config.shots, seed=seed) for seed in self._seeds()]
+        labels, names = fields.labels(source), fields.names(source, "label")
+        if not config.splits_from:
+            few_shot.tell_small_classes(labels, config.shots, names)
+            return [few_shot_indices(labels, config.shots, seed=seed) for seed in self._seeds()]
+        found = []
+        for split in range(config.splits):
+            file = few_shot.split_file(config.splits_from, config.shots, split, config.splits)
+            found.append(few_shot.read_split(file, source))
+            few_shot.check_classes(labels, found[-1], names, file)
+        return found
 
     @functools.cached_property
     def subsets(self) -> list[Subset]:

@@ -82,6 +82,13 @@ def test_classes_with_fewer_images_are_told(caplog):
     ]
 
 
+def test_a_class_without_an_image_is_refused():
+    labels, names = np.array([0, 0, 1, 2, -1]), ["cat", "dog", "eel"]
+    few_shot.check_classes(labels, np.array([1, 2, 3]), names, "a.txt")
+    with pytest.raises(UserError, match="a.txt names no image of 2 of 3 classes, such as dog"):
+        few_shot.check_classes(labels, np.array([0, 4]), names, "a.txt")
+
+
 def test_the_rest_holds_nothing_that_was_drawn():
     drawn = np.array([1, 5, 7])
     rest = few_shot.rest(20, drawn, 10, seed=3)
