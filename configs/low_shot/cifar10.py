@@ -12,14 +12,14 @@ import ml_collections
 
 from ..cifar10 import MODEL, dataset
 
-LEARNING_RATES = {"none": 1e-2, "vpt_shallow": 1e-2, "vpt_deep": 1e-2, "adaptformer": 3e-3, "lora": 3e-3}
+LEARNING_RATES = {"none": 1e-2, "vpt_shallow": 1e-2, "vpt_deep": 1e-2, "adaptformer": 1e-3, "lora": 1e-3}
 
 
 def get_config(data="cifar10", adapter="none", shots=5, long=False):
     """`long` is for an accelerator: five draws, 400 steps and a grid of learning rates, picked on undrawn images."""
     c = ml_collections.ConfigDict()
     c.stage = "low_shot"
-    c.train_for = "400 steps" if long else "60 steps"
+    c.train_for = "400 steps" if long else "30 steps"
     c.eval_every = "100%"
     c.splits = 5 if long else 3
     c.global_batch = c.splits * min(10 * shots, 50)
