@@ -11,8 +11,8 @@ Batch of a draw, learning rate (times batch of a draw / 256), warm-up of 100 epo
   lora         256, AdamW, a grid of 3e-3 … 1e-4 absolute, 10 epochs, 0.01; rank 8 on q and v: ours
 The paper's protocol (VPT; hyper-parameters in its appendix) is not public. Its draws are its own; splits_from=DIR of
 the stage reads public ones. VPT's images are resized to 256 and cut to 224 at random, here they are random resized
-crops of at least 0.2 of the area. Hardware: an accelerator; `plan` says how many chips, none has been tried. Published
-with the paper's protocol: MAWS ViT-H 79.8, ViT-2B 81.5 top-1 at 5 shots. Here: not run.
+crops of at least 0.2 of the area. Hardware: an accelerator; `plan` says how many chips (vpt_deep of B/16 with
+--config.microbatches=16: 4.5 of 15.75 GiB on each of eight v5e chips), none has been tried. Published with the paper's protocol: MAWS ViT-H 79.8, ViT-2B 81.5 top-1 at 5 shots. Here: not run.
 """
 
 import ml_collections
