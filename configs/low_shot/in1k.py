@@ -7,12 +7,13 @@ python -m mae_pp_jax train --config=configs/low_shot/in1k.py:size=B/16,shots=5,a
 Batch of a draw, learning rate (times batch of a draw / 256), warm-up of 100 epochs, decay:
   none         256, 0.1, 10%, 1e-4: ours
   vpt_…        128, a grid of 50 … 0.05 (VPT's), 10 epochs, 1e-4; 5 tokens
-  adaptformer  256, 0.1, 20 epochs, 0; 64 channels, dropout 0.1, scale 0.1 (AdaptFormer, whose batch is 1024)
+  adaptformer  256, 0.1, 20 epochs, 0; 64 channels, dropout 0.1, scale 0.1 (AdaptFormer; the batch is ours)
   lora         256, AdamW, a grid of 3e-3 … 1e-4 absolute, 10 epochs, 0.01; rank 8 on q and v: ours
 The paper's protocol (VPT; hyper-parameters in its appendix) is not public. Its draws are its own; splits_from=DIR of
 the stage reads public ones. VPT's images are resized to 256 and cut to 224 at random, here they are random resized
-crops of at least 0.2 of the area. Hardware: an accelerator; `plan` says how many chips, none has been tried. Published
-with the paper's protocol: MAWS ViT-H 79.8, ViT-2B 81.5 top-1 at 5 shots. Here: not run.
+crops of at least 0.2 of the area. Hardware: an accelerator, none has been tried; `plan` says how many chips (vpt_deep
+of B/16 with --config.microbatches=16: 4.5 of 15.75 GiB on each of eight v5e chips). Published with the paper's
+protocol: MAWS ViT-H 79.8, ViT-2B 81.5 top-1 at 5 shots. Here: not run.
 """
 
 import ml_collections
