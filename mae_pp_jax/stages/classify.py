@@ -22,7 +22,8 @@ from mae_pp_jax.evaluation.classify import accuracy, of_batch
 from mae_pp_jax.models import layer_decay, vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared.answers import ranking
-from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.image_config import ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import Model
 from mae_pp_jax.core.optim import FROZEN
 from mae_pp_jax.models import vit
-from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.image_config import ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared import features
 from mae_pp_jax.stages.shared.answers import ranking
-from mae_pp_jax.stages.shared.images import FROZEN_ENCODER, ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.image_config import FROZEN_ENCODER, ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage
 
 
 @dataclasses.dataclass(frozen=True)

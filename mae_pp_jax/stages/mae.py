@@ -20,7 +20,8 @@ from mae_pp_jax.evaluation.reconstruct import Reconstructions
 from mae_pp_jax.models import mae, masking, vit
 from mae_pp_jax.models.mae import Mae, MaeConfig, mae_forward_flops
 from mae_pp_jax.models.patches import patchify, unpatchify
-from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.image_config import ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage
 
 
 @dataclasses.dataclass(frozen=True)

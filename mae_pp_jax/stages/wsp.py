@@ -20,7 +20,8 @@ from mae_pp_jax.evaluation.tags import TagMap, top_tag_hits
 from mae_pp_jax.models import vit
 from mae_pp_jax.ops import losses
 from mae_pp_jax.stages.shared.answers import ranking
-from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.image_config import ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage
 
 _COUNTED = 1_000_000  # training records whose hashtags are read, 20 s, to know the commonest
 

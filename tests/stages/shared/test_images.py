@@ -12,7 +12,8 @@ from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.data import evals, fields, images, source
 from mae_pp_jax.models import vit
 from mae_pp_jax.stages import registry
-from mae_pp_jax.stages.shared.images import ImageStage, ImageStageConfig
+from mae_pp_jax.stages.shared.image_config import ImageStageConfig
+from mae_pp_jax.stages.shared.images import ImageStage
 
 
 class _Stage(ImageStage):
