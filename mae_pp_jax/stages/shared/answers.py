@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mae_pp_jax.data.class_names import with_words
 from mae_pp_jax.data.evals import NAMED
 from mae_pp_jax.evaluation.classify import restricted
 
@@ -61,12 +62,13 @@ def ranking(
     Args:
       stage: the stage.
       field: of the records, whose numbers the outputs are.
-      names: as for `Stage.answers`; where it does not have the field, numbers stand for the outputs.
+      names: as for `Stage.answers`; where it does not have the field, numbers stand for the outputs. WordNet ids are
+        told with their words.
       most: likewise.
       logits: (params, batch) → [batch, …, outputs]; traceable.
       axis: of independent models among the axes of the logits, whose probabilities are averaged.
     """
-    own = tuple(names.get(field, ()))
+    own = tuple(map(with_words, names.get(field, ())))
     if not own:
         own = tuple(map(str, range(stage.fact(NAMED[field]))))
         log.warning(
