@@ -11,7 +11,7 @@ from mae_pp_jax.commands.train import train
 from tests.conftest import ROOT, TINY, TINY_MAE, arguments, command
 from tests.faults.conftest import files
 
-MAE, WSP = "configs/mae/digits.py", "configs/wsp/digits.py"
+MAE, WSP, LOW = (f"configs/{stage}/digits.py" for stage in ("mae", "wsp", "low_shot"))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def untrained(refused, tmp_path):
 
     def run(config: str, overrides: dict[str, str]) -> str:
         base = TINY_MAE if "/mae/" in config else TINY
-        line = refused("train", f"--config={config}", f"--workdir={tmp_path}/run", *arguments({**base, **overrides}))
+        line = refused("train", f"--config={config}", f"--workdir={tmp_path}/run", *arguments({**base, **({"global_batch": "40"} if config == LOW else {}), **overrides}))
         assert not (tmp_path / "run").exists()
         return line
 
@@ -62,7 +62,7 @@ def wsp_run(tmp_path_factory):
         (MAE, {"optim.lr": "fast"}, ["config.optim.lr", "a number", "'fast'"]),
         (MAE, {"tensorboard": "perhaps"}, ["config.tensorboard", "true or false"]),
         (MAE, {"data.mean": "0.5,grey,0.5"}, ["config.data.mean", "a number", "'grey'"]),
-        (MAE, {"data.crop": "centre"}, ["config.data.crop", "random_resized, shift, none"]),
+        (MAE, {"data.crop": "centre"}, ["config.data.crop", "shift, none"]),
         (MAE, {"seed": "-1"}, ["config.seed", "at least 0"]),
         (MAE, {"train_for": "soon"}, ["config.train_for", "'soon'", "30 epochs"]),
         (MAE, {"train_for": "0 steps"}, ["config.train_for", "0 steps of 32 images over 1437 records", "'1 steps'"]),
@@ -78,6 +78,8 @@ def wsp_run(tmp_path_factory):
         (MAE, {"global_batch": "12"}, ["config.global_batch", "12", "8 devices", "a multiple of 8"]),
         (MAE, {"mesh.fsdp": "3"}, ["config.mesh", "does not cover 8 device(s)"]),
         (MAE, {"init_from.run": "/nowhere/run"}, ["config.init_from", "/nowhere/run", "no checkpoint"]),
+        (LOW, {"shots": "500"}, ["10 of 10 classes have fewer", "--config.shots=139", "small_classes=all"]),
+        (LOW, {"splits_from": "/nowhere", "small_classes": "all"}, ["config.small_classes", "no effect"]),
         (WSP, {"declared.hashtags": "7"}, ["config.declared.hashtags", "7", "set it to"]),
     ],
 )  # fmt: skip
