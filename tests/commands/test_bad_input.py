@@ -8,6 +8,7 @@ import pytest
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands.train import train
+from tests.commands.conftest import photos
 from tests.conftest import ROOT, TINY, TINY_MAE, arguments, command
 from tests.faults.conftest import files
 
@@ -35,8 +36,8 @@ def untrained(refused, tmp_path):
     """As `refused`, for the training of a new run: its folder must not come to be."""
 
     def run(config: str, overrides: dict[str, str]) -> str:
-        base = TINY_MAE if "/mae/" in config else TINY
-        line = refused("train", f"--config={config}", f"--workdir={tmp_path}/run", *arguments({**base, **({"global_batch": "40"} if config == LOW else {}), **overrides}))
+        base = {MAE: TINY_MAE, LOW: {**TINY, "global_batch": "40"}}.get(config, TINY)
+        line = refused("train", f"--config={config}", f"--workdir={tmp_path}/run", *arguments({**base, **overrides}))
         assert not (tmp_path / "run").exists()
         return line
 
@@ -78,7 +79,6 @@ def wsp_run(tmp_path_factory):
         (MAE, {"global_batch": "12"}, ["config.global_batch", "12", "8 devices", "a multiple of 8"]),
         (MAE, {"mesh.fsdp": "3"}, ["config.mesh", "does not cover 8 device(s)"]),
         (MAE, {"init_from.run": "/nowhere/run"}, ["config.init_from", "/nowhere/run", "no checkpoint"]),
-        (LOW, {"shots": "500"}, ["10 of 10 classes have fewer", "--config.shots=139", "small_classes=all"]),
         (LOW, {"splits_from": "/nowhere", "small_classes": "all"}, ["config.small_classes", "no effect"]),
         (WSP, {"declared.hashtags": "7"}, ["config.declared.hashtags", "7", "set it to"]),
     ],
@@ -95,6 +95,17 @@ def test_folders_without_images(untrained, tmp_path):
     assert f"{pictures} has no class folders" in untrained(MAE, {"data.name": str(pictures)})
     (pictures / "cat").mkdir()
     assert f"{pictures / 'cat'} has no image" in untrained(MAE, {"data.name": str(pictures)})
+
+
+def test_classes_with_fewer_images_than_shots(untrained, tmp_path):
+    data = photos(tmp_path / "photos", {"ant": "ant", "bee": "bee"})
+    for number in (1, 2, 3):
+        (data / "train" / "bee" / f"{number}.png").unlink()
+    line = untrained(LOW, {"data.name": str(data), "data.cache": "none", "shots": "6"})
+    assert (
+        "config.shots: 6 images per class are wanted, and 1 of 2 classes have fewer, the smallest is bee with 5" in line
+    )
+    assert "set --config.shots=5, or --config.small_classes=all" in line
 
 
 def test_weights_that_do_not_fit(untrained, mae_run, wsp_run):
