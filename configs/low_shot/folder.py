@@ -3,11 +3,11 @@
 python -m mae_pp_jax train --config=configs/low_shot/folder.py:data=/my/photos,adapter=lora --workdir=DIR \
   --config.init_from.run=maws:vit_b16
 
-Size and input are those of the encoder. Batch of a draw 8 · shots, at most 64, and 200 updates, whatever the number of
-classes; AdamW, absolute learning rates, one for each kind of adapter, so that all images but the drawn ones may be few.
-A class with fewer images than shots is refused (--config.small_classes=all takes what it has). Hardware: any; a small
-encoder on CPU cores, B/16 on an accelerator. Expected: none published. Here: notebooks/03_transfer.ipynb on digits with
-a small encoder, 2026-11-25.
+Size and input are those of the encoder. Batch of a draw 8 · shots, at most 64; 200 updates, whatever the number of
+classes. AdamW; the learning rate is absolute, one for each kind of adapter, without a grid, which would need undrawn
+images to choose by. A class with fewer images than shots is refused (--config.small_classes=all takes what it has).
+Hardware: CPU cores for a small encoder, an accelerator for B/16. Expected: none published. Here, LoRA alone: 60.3 ± 2.0
+on the digits of notebooks/03_transfer.ipynb, five per class, from configs/mae/digits.py of 60 epochs; 2026-11-25.
 """
 
 import ml_collections
