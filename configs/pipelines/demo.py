@@ -35,7 +35,9 @@ def get_config(data=DIGITS, image_size=32, patch=4, linear_seeds=3):
             "eval_every": "50%",
             "model.size": f"Ti/{patch}",
         }
-        own = {"low_shot": common} | {name: common | {"train_for": f"{n} images"} for name, n in IMAGES.items()}
+        own = {"low_shot": common | {"small_classes": "all"}} | {
+            name: common | {"train_for": f"{n} images"} for name, n in IMAGES.items()
+        }
         crop = {"data.crop": "random_resized"}
     c.stages = [
         stage("mae", "mae", own["mae"] | crop),

@@ -34,6 +34,7 @@ def get_config(data="openclipart", vocabulary="openclipart_tags.json", width=96,
     crop = {"data.crop": "random_resized", "data.crop_scale": (0.4, 1.0)}
     tags = {"data.vocabulary": vocabulary, **crop}
     own = {name: common | {"train_for": f"{round(n * length)} images"} for name, n in IMAGES.items()}
+    few = common | {"small_classes": "all"}
     c.stages = []
     for n in range(seeds):
         seed, mae = {"seed": n}, f"mae_{n}"
@@ -46,6 +47,6 @@ def get_config(data="openclipart", vocabulary="openclipart_tags.json", width=96,
             init = "random" if name == "random" else f"{name}_{n}"
             c.stages += [
                 stage(f"linear_{name}_{n}", "linear", own["linear"] | seed, init, dict(init=label, task="linear")),
-                stage(f"5shot_{name}_{n}", "low_shot", common | seed, init, dict(init=label, task="5-shot")),
+                stage(f"5shot_{name}_{n}", "low_shot", few | seed, init, dict(init=label, task="5-shot")),
             ]
     return c

@@ -9,6 +9,7 @@ from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.data import class_names
 from mae_pp_jax.interop import released, tables
 from mae_pp_jax.interop.tensors import FLOATS
 from mae_pp_jax.models import positions
@@ -170,11 +171,13 @@ def make_run(
     file = files.open_weights(path, item)
     match = matching.match(path, file.tensors, format, wrapped=file.wrapped, encoder_only=encoder_only)
     mapping = layout.config(file, match, **sizes)
-    config = registry.resolve(mapping)
+    config = registry.resolve(mapping, saved=True)  # evaluation data that an encoder alone has no use for is said too
     shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))
     shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
-    classes = layout.class_names(file, match)
-    todo = importing.plan(file, match, shapes, resize or match.format.positions, classes)
+    classes, named_by = layout.class_names(file, match), "config.json"
+    if not classes and match.sizes.get("C") == 1000 and released.classifies_imagenet(origin.get("url", str(path))):
+        classes, named_by = tuple(class_names.imagenet()), "its release, of ImageNet-1k"
+    todo = importing.plan(file, match, shapes, resize or match.format.positions, classes, named_by)
     return todo.report(), importing.write_run(target, todo, config_lib.to_dict(config), origin)
 
 

@@ -21,6 +21,11 @@ examples:
   python -m mae_pp_jax evaluate --workdir=maws:vit_b16_ft_in1k --config.data.name=imagenet2012
   python -m mae_pp_jax evaluate --workdir=runs/finetune --config.evals.photos.data=/photos --evaluators=photos
 
+--mistakes=FILE.html instead writes a page of what a classifier gets wrong on a set: the pictures as the model sees
+them, their classes and the three most probable answers, the most confident first.
+
+  python -m mae_pp_jax evaluate --workdir=runs/demo/finetune_mae_wsp --mistakes=mistakes.html
+
 --config.KEY=VALUE replaces a key of the run's config; --config.evals.NAME.KEY=VALUE changes or adds a set. Classes and
 hashtags of a set are matched by name with those that the checkpoint was trained on.
 
@@ -44,6 +49,9 @@ def add_parser(verbs) -> None:
     )
     parser.add_argument("--workdir", metavar="RUN", help=f"{arguments.RUN}; with --suite also several: RUN,RUN2")
     parser.add_argument("--evaluators", metavar="SETS", help="evaluation sets, separated by commas (default: all)")
+    parser.add_argument(
+        "--mistakes", metavar="FILE.html", help="write this page of the most confident mistakes on a set"
+    )
     parser.add_argument("--suite", choices=("image",), help="judge checkpoints by this suite of tasks")
     parser.add_argument("--evals", metavar="TASKS", help="suite: of linear,knn,low_shot,robustness (default: all)")
     parser.add_argument(
@@ -62,20 +70,46 @@ def add_parser(verbs) -> None:
 
 def run(args, rest: list[str]) -> None:
     names, overrides = args.evaluators.split(",") if args.evaluators else None, arguments.overrides(rest)
+    if args.mistakes:
+        _show_mistakes(args, names, overrides)
+        return
     if args.suite:
         from mae_pp_jax.commands import evaluate_suite  # which measures classifiers by this module
 
         evaluate_suite.run(args, overrides)
         return
+    _check_arguments(args)
+    with hosts.together(args):
+        found = evaluate(args.workdir, names, overrides, out=args.out)
+        if hosts.first():
+            print(storage.json_text(found, indent=1))
+
+
+def _check_arguments(args) -> None:
     for option in ("evals", "data", "keys"):
         if getattr(args, option):
             raise UserError(f"--{option}: only a suite knows it; add --suite=image")
     if not args.workdir:
         raise UserError("--workdir: give the folder of a run, such as --workdir=runs/finetune")
+
+
+def _show_mistakes(args, names: list[str] | None, overrides: dict[str, str]) -> None:
+    from mae_pp_jax.commands import mistakes  # which reads a run by this module
+
+    if args.suite:
+        raise UserError("--mistakes: a suite has none; leave out --suite")
+    if args.out:
+        raise UserError("--out: --mistakes writes one file and no metrics; leave one of them out")
+    _check_arguments(args)
+    if names and len(names) > 1:
+        raise UserError("--evaluators: --mistakes shows one set; name one")
     with hosts.together(args):
-        found = evaluate(args.workdir, names, overrides, out=args.out)
-        if hosts.first():
-            print(storage.json_text(found, indent=1))
+        found = mistakes.mistakes(args.workdir, args.mistakes, names[0] if names else None, overrides)
+        shown = "all of them are" if found["shown"] == found["wrong"] else f"the {found['shown']} most confident are"
+        print(
+            f"{args.mistakes}: {found['wrong']:,} of the {found['measured']:,} images of {found['set']} got a wrong "
+            f"answer, {shown} shown"
+        )
 
 
 def evaluate(
@@ -95,10 +129,7 @@ def evaluate(
     Raises:
       UserError: no run there, or no evaluation set of that name.
     """
-    hardware.enable_compilation_cache()
-    folder = runs.locate(workdir, "--workdir")
-    run = saved_run.load(folder, overrides)
-    partition.check_batch(run.stage.config.global_batch, run.mesh, models=run.stage.dealt)
+    folder, run = opened(workdir, overrides)
     kept = storage.path(out, "--out") if out else runs.results(workdir, folder)
     if hosts.first():
         storage.check_writable(kept, "--out" if kept != folder else "--workdir", folder=True)
@@ -122,6 +153,15 @@ def evaluate(
         if metrics and hosts.first():
             _write(run, kept, name, overrides or {}, metrics)
     return {"step": run.step, **everything}
+
+
+def opened(workdir: str, overrides: dict[str, str] | None) -> tuple[storage.Path, saved_run.SavedRun]:
+    """A run's folder, and its newest checkpoint with a mesh over which batches can be split; see `evaluate`."""
+    hardware.enable_compilation_cache()
+    folder = runs.locate(workdir, "--workdir")
+    run = saved_run.load(folder, overrides)
+    partition.check_batch(run.stage.config.global_batch, run.mesh, models=run.stage.dealt)
+    return folder, run
 
 
 def _write(run: saved_run.SavedRun, kept: storage.Path, name: str, overrides: dict, metrics: dict) -> None:

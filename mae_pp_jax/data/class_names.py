@@ -34,6 +34,11 @@ def imagenet_ids(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(imagenet()) if ends == ("tench", "toilet") else ()
 
 
+def with_words(name: str) -> str:
+    """A name of a class as people read it: a WordNet id of ImageNet's with its words behind it, others as they are."""
+    return f"{name} {words}" if (words := imagenet().get(name)) else name
+
+
 class Outputs:
     """The classes that the outputs of a model stand for, found by name; ImageNet's also by id or by words.
 

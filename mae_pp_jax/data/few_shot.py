@@ -135,14 +135,31 @@ def tell_small_classes(labels: np.ndarray, shots: int, names: Iterable[str]) -> 
       shots: records that are drawn of each class.
       names: of the classes.
     """
-    names = list(names)
-    counts = np.bincount(labels[labels >= 0], minlength=len(names))
-    small = np.flatnonzero(counts < shots)
-    if len(small):
+    if found := _small_classes(labels, shots, names):
+        small, classes, name, count = found
         log.warning(
             "config.shots: %d of %d classes have fewer than %d images and give all they have, such as %s with %d",
-            *(len(small), len(names), shots, names[small[0]], counts[small[0]]),
+            *(small, classes, shots, name, count),
         )
+
+
+def check_small_classes(labels: np.ndarray, shots: int, names: Iterable[str]) -> None:
+    """Raises `UserError` where a class has fewer than `shots` records; arguments as `tell_small_classes`."""
+    if found := _small_classes(labels, shots, names):
+        small, classes, name, count = found
+        fewer = f"--config.shots={count}, or " if count else ""
+        raise UserError(
+            f"config.shots: {shots} images per class are wanted, and {small} of {classes} classes have fewer, the smallest "
+            f"is {name} with {count}; set {fewer}--config.small_classes=all, with which such classes give all they have"
+        )
+
+
+def _small_classes(labels: np.ndarray, shots: int, names: Iterable[str]) -> tuple[int, int, str, int] | None:
+    """(classes with fewer than `shots` records, all classes, name of the smallest, its records); None: there is none."""
+    names = list(names)
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    small, least = int(np.sum(counts < shots)), int(np.argmin(counts))
+    return (small, len(names), names[least], int(counts[least])) if small else None
 
 
 def check_classes(labels: np.ndarray, drawn: np.ndarray, names: Sequence[str], where: object) -> None:

@@ -35,6 +35,7 @@ class Import:
       shapes: path → shape of our parameters.
       resize: whose way of resizing positions, where their grid is another one (`positions.METHODS`).
       classes: names of the outputs of the head, in order; empty: not known.
+      named_by: what says so.
     """
 
     file: WeightFile
@@ -43,6 +44,7 @@ class Import:
     shapes: Mapping[str, tuple[int, ...]]
     resize: str
     classes: tuple[str, ...] = ()
+    named_by: str = "config.json"
 
     def report(self) -> str:
         """Text that names every key of the weights, and whatever else the file holds."""
@@ -66,7 +68,9 @@ class Import:
         ]
         lines += [f"  {name} left: {what}" for name, what in self.file.left.items()]
         if self.classes:
-            lines.append(f"  classes by config.json: {', '.join(self.classes[:5])}{', …' * (len(self.classes) > 5)}")
+            lines.append(
+                f"  classes by {self.named_by}: {', '.join(self.classes[:5])}{', …' * (len(self.classes) > 5)}"
+            )
         elif "head" in match.groups:
             lines.append(f"  classes: {match.sizes['C']:,}, whose names the file does not say")
         return "\n".join(lines)
@@ -105,7 +109,12 @@ class Import:
 
 
 def plan(
-    file: WeightFile, match: Match, shapes: Mapping[str, tuple[int, ...]], resize: str, classes: tuple[str, ...] = ()
+    file: WeightFile,
+    match: Match,
+    shapes: Mapping[str, tuple[int, ...]],
+    resize: str,
+    classes: tuple[str, ...] = (),
+    named_by: str = "config.json",
 ) -> Import:
     """Finds the place of every tensor and checks that together they fill every parameter.
 
@@ -115,6 +124,7 @@ def plan(
       shapes: path → shape of the parameters of the run that it becomes.
       resize: whose way of resizing positions.
       classes: names of the head's outputs, as far as they are known.
+      named_by: what says so.
 
     Raises:
       UserError: a tensor does not fit, or a parameter is not filled.
@@ -136,7 +146,7 @@ def plan(
                 file.path,
                 f"fills {filled[path]:,} of the {int(np.prod(shape)):,} numbers of {path}; get the whole file",
             )
-    return Import(file, match, places, shapes, resize, classes)
+    return Import(file, match, places, shapes, resize, classes, named_by)
 
 
 def write_run(to: storage.Path, todo: Import, config: dict, source: dict) -> dict:

@@ -159,6 +159,12 @@ def find(name: str, key: str = "--from") -> Release | None:
     return None
 
 
+def classifies_imagenet(source: str) -> bool:
+    """Whether a path or URL ends in the name of a file that is released with a head for ImageNet-1k."""
+    files = {release.url.rpartition("/")[2] for name, release in RELEASES.items() if name.endswith("_ft_in1k")}
+    return source.rpartition("/")[2] in files
+
+
 def table() -> str:
     """Text: every name with size, published figure, recipe, licence and source."""
     lines = ["Published figures are ImageNet-1k top-1, %; none was measured here (not run).", ""]

@@ -45,7 +45,14 @@ class LowShotStageConfig(ImageStageConfig):
     """Keys of the stage. The paper's own protocol is in its appendix, which is not public; these are our choice."""
 
     optim: OptimConfig = section(OptimConfig, name="sgd", lr=0.1, weight_decay=1e-4)
-    shots: int = key(5, "labelled images per class; a class that has fewer gives all", low=1)
+    shots: int = key(5, "labelled images per class", low=1)
+    small_classes: str = key(
+        "refuse",
+        "what of a class with fewer than `shots` images: the run is refused, or such a class gives all it has (as in "
+        "iNaturalist's published protocol)",
+        choices=("refuse", "all"),
+        restart=True,
+    )
     splits: int = key(5, "independent draws of the labelled images", low=1)
     splits_from: str = key(
         "", "folder of split files (5shot_0.txt or subsets1/5imgs_class.txt …) that say what is drawn; empty: by seed"
@@ -64,8 +71,15 @@ class LowShotStageConfig(ImageStageConfig):
         found = {f"adapter.{name}": why for name, why in self.adapter.unused().items()}
         if len(self.lr_grid) == 1:
             found["select_images"] = "only a grid of learning rates (lr_grid) is picked from"
+        if self.splits_from:
+            found["small_classes"] = "splits_from says which images are drawn"
         found["data.resample"] = "each split reads all its images equally often"
         return super().unused() | FROZEN_ENCODER | found
+
+    @classmethod
+    def upgrade(cls, mapping):
+        """In earlier versions small classes always gave all they have."""
+        return {"small_classes": "all", **super().upgrade(mapping)}
 
 
 class LowShotStage(ImageStage):
@@ -98,7 +112,8 @@ class LowShotStage(ImageStage):
         config, source = self.config, self.train_source
         labels, names = fields.labels(source), fields.names(source, "label")
         if not config.splits_from:
-            few_shot.tell_small_classes(labels, config.shots, names)
+            judge = few_shot.tell_small_classes if config.small_classes == "all" else few_shot.check_small_classes
+            judge(labels, config.shots, names)
             return [few_shot_indices(labels, config.shots, seed=seed) for seed in self._seeds()]
         found = []
         for split in range(config.splits):

@@ -10,7 +10,12 @@ from safetensors.numpy import save_file
 
 from mae_pp_jax.commands.evaluate import evaluate
 from mae_pp_jax.commands.train import train
+from mae_pp_jax.core import storage
+from mae_pp_jax.core.functional import unflatten
+from mae_pp_jax.data import images as images_lib
+from mae_pp_jax.stages import registry
 from tests.conftest import ROOT, TINY
+from tests.stages.conftest import params_of
 
 RECIPE = str(ROOT / "configs/classify/digits.py")
 SHORT = {**TINY, "train_for": "3 steps", "data.cache": "none", "optim.lr": "5e-3", "checkpoint.keep": "1"}
@@ -39,6 +44,17 @@ def trained(tmp_path_factory):
     found = evaluate(base / "run", None, {"evals.test.classes": str(base / "classes.json")})
     shutil.rmtree(data)
     return base / "run", found
+
+
+def expected(run, files):
+    """File → class → probability by the run `trained`, computed without the commands."""
+    config = registry.resolve(storage.read_json(run / "config.json"), {"declared.classes": "3"}, saved=True)
+    stage, params = registry.create(config), unflatten(params_of(run))
+    pixels = np.stack([images_lib.center_crop(storage.read_bytes(file), (8, 8)) for file in files])
+    mean, std = np.array(stage.config.data.mean), np.array(stage.config.data.std)
+    logits = np.asarray(stage.model.apply(params, ((pixels / 255.0 - mean) / std).astype(np.float32)), np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return {str(file): dict(zip(COLOURS, own)) for file, own in zip(files, shares)}
 
 
 WIDTH = 16

@@ -8,10 +8,11 @@ import pytest
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands.train import train
+from tests.commands.conftest import photos
 from tests.conftest import ROOT, TINY, TINY_MAE, arguments, command
 from tests.faults.conftest import files
 
-MAE, WSP = "configs/mae/digits.py", "configs/wsp/digits.py"
+MAE, WSP, LOW = (f"configs/{stage}/digits.py" for stage in ("mae", "wsp", "low_shot"))
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def untrained(refused, tmp_path):
     """As `refused`, for the training of a new run: its folder must not come to be."""
 
     def run(config: str, overrides: dict[str, str]) -> str:
-        base = TINY_MAE if "/mae/" in config else TINY
+        base = {MAE: TINY_MAE, LOW: {**TINY, "global_batch": "40"}}.get(config, TINY)
         line = refused("train", f"--config={config}", f"--workdir={tmp_path}/run", *arguments({**base, **overrides}))
         assert not (tmp_path / "run").exists()
         return line
@@ -62,7 +63,7 @@ def wsp_run(tmp_path_factory):
         (MAE, {"optim.lr": "fast"}, ["config.optim.lr", "a number", "'fast'"]),
         (MAE, {"tensorboard": "perhaps"}, ["config.tensorboard", "true or false"]),
         (MAE, {"data.mean": "0.5,grey,0.5"}, ["config.data.mean", "a number", "'grey'"]),
-        (MAE, {"data.crop": "centre"}, ["config.data.crop", "random_resized, shift, none"]),
+        (MAE, {"data.crop": "centre"}, ["config.data.crop", "shift, none"]),
         (MAE, {"seed": "-1"}, ["config.seed", "at least 0"]),
         (MAE, {"train_for": "soon"}, ["config.train_for", "'soon'", "30 epochs"]),
         (MAE, {"train_for": "0 steps"}, ["config.train_for", "0 steps of 32 images over 1437 records", "'1 steps'"]),
@@ -78,6 +79,7 @@ def wsp_run(tmp_path_factory):
         (MAE, {"global_batch": "12"}, ["config.global_batch", "12", "8 devices", "a multiple of 8"]),
         (MAE, {"mesh.fsdp": "3"}, ["config.mesh", "does not cover 8 device(s)"]),
         (MAE, {"init_from.run": "/nowhere/run"}, ["config.init_from", "/nowhere/run", "no checkpoint"]),
+        (LOW, {"splits_from": "/nowhere", "small_classes": "all"}, ["config.small_classes", "no effect"]),
         (WSP, {"declared.hashtags": "7"}, ["config.declared.hashtags", "7", "set it to"]),
     ],
 )  # fmt: skip
@@ -93,6 +95,17 @@ def test_folders_without_images(untrained, tmp_path):
     assert f"{pictures} has no class folders" in untrained(MAE, {"data.name": str(pictures)})
     (pictures / "cat").mkdir()
     assert f"{pictures / 'cat'} has no image" in untrained(MAE, {"data.name": str(pictures)})
+
+
+def test_classes_with_fewer_images_than_shots(untrained, tmp_path):
+    data = photos(tmp_path / "photos", {"ant": "ant", "bee": "bee"})
+    for number in (1, 2, 3):
+        (data / "train" / "bee" / f"{number}.png").unlink()
+    line = untrained(LOW, {"data.name": str(data), "data.cache": "none", "shots": "6"})
+    assert (
+        "config.shots: 6 images per class are wanted, and 1 of 2 classes have fewer, the smallest is bee with 5" in line
+    )
+    assert "set --config.shots=5, or --config.small_classes=all" in line
 
 
 def test_weights_that_do_not_fit(untrained, mae_run, wsp_run):

@@ -1,5 +1,6 @@
 """Released names and files of weights in place of runs: fetched and converted once, for every verb that reads a run."""
 
+import csv
 import json
 import os
 import pathlib
@@ -8,12 +9,14 @@ import threading
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert, embed, pipeline, runs
 from mae_pp_jax.commands.train import train
-from mae_pp_jax.core import storage
+from mae_pp_jax.core import checkpoint, storage
 from mae_pp_jax.core.errors import UserError
+from mae_pp_jax.data import class_names
 from mae_pp_jax.interop import layout, matching, released, tables
 from mae_pp_jax.interop.files import WeightFile
 from mae_pp_jax.interop.tensors import Tensor
@@ -78,6 +81,35 @@ def test_a_name_is_converted_once_and_said_once(release, weights, cache, caplog,
     assert runs.locate(release, "--workdir") == run and not caplog.text
     assert runs.locate(str(run), "--workdir") == run  # a folder is taken as it is
     assert runs.results(release, run) == storage.Path("results/maws_vit_b16") and runs.results(run, run) == run
+
+
+def test_releases_finetuned_on_imagenet_know_its_classes(tmp_path, monkeypatch, capsys):
+    """By their name or that of their file; what the file says of its classes wins."""
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    content = load_file(ROOT / "tests/parity/stored/timm_token/model.safetensors")
+    head = np.random.default_rng(0).normal(size=(1000, content["head.weight"].shape[1])).astype(np.float32)
+    save_file({**content, "head.weight": head, "head.bias": np.zeros(1000, np.float32)}, hub / "own_in1k.safetensors")
+    (hub / "config.json").write_text(json.dumps({"num_attention_heads": 3}))
+    source = hub / "own_in1k.safetensors"
+    convert.import_file(str(source), str(tmp_path / "unknown"))
+    assert "classes: 1,000, whose names the file does not say" in capsys.readouterr().out
+    release = released.Release(source.as_uri(), "CC0", 0.0, "none", "none", "Ti/16")
+    monkeypatch.setitem(released.RELEASES, "maws:own_ft_in1k", release)
+    for number, name in enumerate(("maws:own_ft_in1k", str(source))):
+        convert.import_file(name, str(tmp_path / f"known{number}"))
+        assert "classes by its release, of ImageNet-1k: n01440764, n01443537" in capsys.readouterr().out
+        identity = checkpoint.meta(storage.path(tmp_path / f"known{number}"), 0)["identity"]
+        assert identity == {"label": list(class_names.imagenet())}
+    data = photos(tmp_path / "data", {"ant": "ant"})
+    argv = ["predict", f"--workdir={tmp_path / 'known0'}", f"--images={data}/test", "--top=1", "--batch=8"]
+    assert main(argv) == 0
+    answers = {line[1] for line in list(csv.reader(capsys.readouterr().out.splitlines()))[1:]}
+    assert answers <= {f"{known} {words}" for known, words in class_names.imagenet().items()} and answers
+    names = {str(i): f"no. {i}" for i in range(1000)}
+    (hub / "config.json").write_text(json.dumps({"num_attention_heads": 3, "id2label": names}))
+    convert.import_file(str(source), str(tmp_path / "says"))
+    assert "classes by config.json: no. 0, no. 1" in capsys.readouterr().out
 
 
 def test_a_file_that_has_changed_is_another_run(weights, cache):

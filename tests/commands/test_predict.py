@@ -11,14 +11,11 @@ from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import answer_file, convert
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.core.functional import unflatten
 from mae_pp_jax.data import images as images_lib
 from mae_pp_jax.data import picture_files
-from mae_pp_jax.stages import registry
-from tests.commands.conftest import COLOURS, photos
+from tests.commands.conftest import COLOURS, expected, photos
 from tests.conftest import ROOT
 from tests.parity import checks
-from tests.stages.conftest import params_of
 
 
 @pytest.fixture
@@ -36,17 +33,6 @@ def folder(tmp_path):
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.reader(file))
-
-
-def expected(run, files):
-    """File → class → probability, computed without `predict`."""
-    config = registry.resolve(storage.read_json(run / "config.json"), {"declared.classes": "3"}, saved=True)
-    stage, params = registry.create(config), unflatten(params_of(run))
-    pixels = np.stack([images_lib.center_crop(storage.read_bytes(file), (8, 8)) for file in files])
-    mean, std = np.array(stage.config.data.mean), np.array(stage.config.data.std)
-    logits = np.asarray(stage.model.apply(params, ((pixels / 255.0 - mean) / std).astype(np.float32)), np.float64)
-    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return {str(file): dict(zip(COLOURS, own)) for file, own in zip(files, shares)}
 
 
 def test_a_folder_is_answered_by_name_and_what_cannot_be_read_is_named(trained, folder, tmp_path, capsys):

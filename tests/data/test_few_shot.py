@@ -82,6 +82,20 @@ def test_classes_with_fewer_images_are_told(caplog):
     ]
 
 
+def test_the_smallest_class_is_refused_with_both_ways_out():
+    labels, names = np.array([0, 0, 0, 1, 2, 2, 0, -1]), ["cat", "dog", "eel"]
+    few_shot.check_small_classes(labels, 1, names)
+    wanted = (
+        "config.shots: 3 images per class are wanted, and 2 of 3 classes have fewer, the smallest is dog with 1; set "
+        "--config.shots=1, or --config.small_classes=all, with which such classes give all they have"
+    )
+    with pytest.raises(UserError) as error:
+        few_shot.check_small_classes(labels, 3, names)
+    assert str(error.value) == wanted
+    with pytest.raises(UserError, match="the smallest is fox with 0; set --config.small_classes=all, with which"):
+        few_shot.check_small_classes(labels, 2, [*names, "fox"])
+
+
 def test_a_class_without_an_image_is_refused():
     labels, names = np.array([0, 0, 1, 2, -1]), ["cat", "dog", "eel"]
     few_shot.check_classes(labels, np.array([1, 2, 3]), names, "a.txt")

@@ -123,6 +123,7 @@ def test_every_stage_of_the_demo_resolves(arguments, tmp_path):
     if "photos" in arguments:
         assert {config.data.name for _, config in stages.values()} == {"/photos"}
         assert {config.data.image_size for _, config in stages.values()} == {64}
+        assert stages["5shot_mae"][1].small_classes == "all"  # a folder may have classes of four images
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from mae_pp_jax.core import loop, partition
 from mae_pp_jax.core import program as program_lib
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
+from mae_pp_jax.stages import registry
 from tests.stages.conftest import params_of, stage_of, stage_of_run
 
 
@@ -77,3 +78,14 @@ def test_slices_of_a_batch_give_the_same_heads():
     whole, _ = trained(2, **{"optim.lr": "0.02"})
     sliced, _ = trained(2, **{"optim.lr": "0.02", "microbatches": "8"})
     np.testing.assert_allclose(sliced["heads/kernel"], whole["heads/kernel"], rtol=1e-4, atol=1e-6)
+
+
+def test_small_classes_give_all_where_it_is_said_and_in_runs_from_before(caplog):
+    with pytest.raises(UserError, match="config.shots: 500 images per class are wanted, and 10 of 10 classes"):
+        stage_of("low_shot", shots="500").drawn
+    stage = stage_of("low_shot", shots="500", small_classes="all")
+    assert [len(drawn) for drawn in stage.drawn] == [1437] * 5 and "give all they have" in caplog.text
+    mapping = config_lib.to_dict(stage_of("low_shot", shots="2").config)
+    assert mapping.pop("small_classes") == "refuse"
+    assert registry.resolve(mapping, saved=True).small_classes == "all"
+    assert registry.resolve({**mapping, "small_classes": "refuse"}, saved=True).small_classes == "refuse"

@@ -5,9 +5,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mae_pp_jax.data.class_names import with_words
 from mae_pp_jax.data.evals import NAMED
+from mae_pp_jax.evaluation.classify import restricted
 
 log = logging.getLogger(__name__)
 
@@ -23,19 +26,28 @@ class Ranking:
       columns: "class" or "hashtag", and "probability".
       names: of the outputs, in order.
       most: how many of them are told.
-      probabilities: (params, batch) → [batch, outputs]; traceable.
-      load: the bytes of a file → the arrays that `probabilities` reads, of one image.
+      logits: (params, batch) → [batch, …, outputs]; traceable.
+      axis: of independent models among the axes of the logits, whose probabilities are averaged.
+      load: the bytes of a file → the arrays that `logits` reads, of one image.
     """
 
     columns: tuple[str, ...]
     names: tuple[str, ...]
     most: int
-    probabilities: Callable
+    logits: Callable
+    axis: tuple[int, ...]
     load: Callable[[bytes], dict[str, np.ndarray]]
 
     def compute(self, params, batch) -> tuple[jax.Array, jax.Array]:
-        """(probabilities, numbers of the outputs), each [batch, told], the most probable first."""
-        return jax.lax.top_k(self.probabilities(params, batch), min(self.most, len(self.names)))
+        """(probabilities, numbers of the outputs), each [batch, told], the most probable first.
+
+        A batch of an evaluation set may have `allowed`, as `evaluation.classify.restricted` takes it.
+        """
+        logits = restricted(self.logits(params, batch), batch)
+        shares = jax.nn.softmax(logits).mean(self.axis)
+        # Logits tell outputs apart whose probabilities are rounded to the same.
+        _, outputs = jax.lax.top_k(shares if self.axis else logits, min(self.most, len(self.names)))
+        return jnp.take_along_axis(shares, outputs, axis=-1), outputs
 
     def tell(self, values: tuple[np.ndarray, np.ndarray]) -> list[tuple]:
         shares, outputs = (array.tolist() for array in values)
@@ -50,12 +62,13 @@ def ranking(
     Args:
       stage: the stage.
       field: of the records, whose numbers the outputs are.
-      names: as for `Stage.answers`; where it does not have the field, numbers stand for the outputs.
+      names: as for `Stage.answers`; where it does not have the field, numbers stand for the outputs. WordNet ids are
+        told with their words.
       most: likewise.
       logits: (params, batch) → [batch, …, outputs]; traceable.
       axis: of independent models among the axes of the logits, whose probabilities are averaged.
     """
-    own = tuple(names.get(field, ()))
+    own = tuple(map(with_words, names.get(field, ())))
     if not own:
         own = tuple(map(str, range(stage.fact(NAMED[field]))))
         log.warning(
@@ -63,10 +76,7 @@ def ranking(
             *(f"{len(own):,}", NAMED[field]),
         )
 
-    def probabilities(params, batch):
-        return jax.nn.softmax(logits(params, batch)).mean(axis)
-
     def load(content: bytes) -> dict[str, np.ndarray]:
         return {"image": stage.shown(content)}
 
-    return Ranking((_KINDS[field], "probability"), own, most, probabilities, load)
+    return Ranking((_KINDS[field], "probability"), own, most, logits, axis, load)
