@@ -179,7 +179,7 @@ def make_run(
     file = files.open_weights(path, item)
     match = matching.match(path, file.tensors, format, wrapped=file.wrapped, encoder_only=encoder_only, tower=tower)
     mapping = layout.config(file, match, **sizes)
-    config = registry.resolve(mapping)
+    config = registry.resolve(mapping, saved=True)
     shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))
     shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
     classes = layout.class_names(file, match)

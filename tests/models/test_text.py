@@ -46,10 +46,9 @@ def test_parameter_counts_of_the_presets(size, published, heads_and_types):
     assert count == {"xlmr_base": 277_452_288, "xlmr_large": 558_839_808, "minilm_l6": 22_564_608}[size]
 
 
-@pytest.mark.parametrize("keys", [ROBERTA, {**BERT, "pad": 1}], ids=["roberta", "bert"])
-@pytest.mark.parametrize("pool", text.POOLS)
-def test_padding_changes_nothing_and_has_no_gradient(keys, pool, random_params, quick):
-    model = model_of(**keys, pool=pool)
+@pytest.mark.parametrize("keys", [ROBERTA, {**BERT, "pad": 1}], ids=["roberta-first", "bert-mean"])
+def test_padding_changes_nothing_and_has_no_gradient(keys, random_params, quick):
+    model = model_of(**keys)
     params = random_params(model)
 
     def loss(params, ids):
@@ -91,8 +90,7 @@ def test_dropout_acts_in_training_by_keys_alone(random_params, quick):
     np.testing.assert_array_equal(features(one, True), features(one, True))
     assert np.any(features(one, True) != features(two, True))
     np.testing.assert_array_equal(features(one, False), features(None, False))
-    swapped = quick(lambda keys: model.apply(params, TEXTS[::-1], keys=keys[::-1], train=True))(one)
-    np.testing.assert_allclose(swapped[::-1], features(one, True), atol=1e-5)
+    assert np.any(features(one, True)[0] != features(one[::-1], True)[0])
     with pytest.raises(ValueError, match="needs a key for each example"):
         model.apply(params, TEXTS, train=True)
 
@@ -177,8 +175,5 @@ def test_a_split_table_gives_the_values_and_gradients_of_a_whole_one(random_para
     for (path, one), (_, other) in zip(*(jax.tree_util.tree_leaves_with_path(x) for x in (found, alone)), strict=True):
         scale = np.max(np.abs(other))
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * scale, err_msg=jax.tree_util.keystr(path))
-    assert not re.search(r"f32\[(52,\d+|\d+,16)\]\S* all-gather", table_sized(compiled.as_text()))
-
-
-def table_sized(text_of_program):
-    return "\n".join(line for line in text_of_program.splitlines() if "[52," in line or "[26," in line)
+    moved = re.findall(r"= (?:\()?f32\[(\d+,\d+)\]\S* (?:all-gather|all-to-all|collective-permute)", compiled.as_text())
+    assert not {"52,16", "26,16", "52,8", "26,8"} & set(moved)
