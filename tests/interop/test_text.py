@@ -11,7 +11,7 @@ from mae_pp_jax.commands import convert
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
 from tests.conftest import ROOT
-from tests.parity import text_checks
+from tests.parity import checks, text_checks
 
 STORED = ROOT / "tests/parity/stored_text"
 
@@ -72,16 +72,24 @@ def test_the_encoder_of_a_model_for_a_task(old_names, tmp_path, capsys):
 
 
 def test_both_towers_of_maws_clip_come_from_one_file(tmp_path, capsys):
-    file = str(STORED / "maws_clip/weights.pt")
-    for tower, paths in (("image", 21), ("text", 15)):
+    """Every tensor goes into one run and is left by the other; the image tower's answers are timm's."""
+    file, arrays = str(STORED / "maws_clip/weights.pt"), dict(np.load(STORED / "maws_clip/arrays.npz"))
+    moved = {}
+    for tower, stage in (("image", "encoder"), ("text", "text_encoder")):
         result = convert.import_file(file, str(tmp_path / tower), heads=2, tower=tower)
-        report = capsys.readouterr().out
-        assert result["stage"] == {"image": "encoder", "text": "text_encoder"}[tower]
-        assert f" of the {({'image': 'text', 'text': 'image'})[tower]} tower" in report and "2 moved" not in report[:3]
+        report = capsys.readouterr().out.splitlines()
+        moved[tower] = {line.split()[0] for line in report if "→" in line}
+        left = {line.split()[0]: line for line in report if " left: of the " in line}
+        assert result["stage"] == stage and not moved[tower] & left.keys()
+        assert all(f"--tower={'text' if tower == 'image' else 'image'} reads" in line for line in left.values())
+    assert left.keys() == moved["image"] and {"logit_scale", "vision_projection"} < left.keys()
+    run, params = checks.load(tmp_path / "image")
+    cls = run.model.apply(params["encoder"], arrays["images"], method="features")
+    assert checks.difference(cls @ params["projection"]["kernel"], arrays["image_projected"]) <= 1e-5
     config = storage.read_json(tmp_path / "text/config.json")
     assert config["projection"] == 6 and config["text"]["family"] == "roberta" and config["text"]["norm_eps"] == 1e-5
+    save_file({"cls_token": np.zeros((1, 1, 4), np.float32)}, tmp_path / "vit.safetensors")
     with pytest.raises(UserError, match="of no known format with a tower for text"):
-        save_file({"cls_token": np.zeros((1, 1, 4), np.float32)}, tmp_path / "vit.safetensors")
         convert.import_file(str(tmp_path / "vit.safetensors"), str(tmp_path / "x"), tower="text")
 
 

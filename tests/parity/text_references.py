@@ -45,8 +45,8 @@ def write(folder: pathlib.Path, seed: int, model: nn.Module, ids, pad: int, toke
     kept = (ids != pad)[:, :, None]
     weight = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed))
     torch.sum(tokens * weight * kept).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    save_file({f"gradient/{n}": g.contiguous() for n, g in gradients.items()}, folder / "gradients.safetensors")
+    gradients = {name: p.grad for name, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
+    save_file({f"gradient/{n}": g.clone(memory_format=torch.contiguous_format) for n, g in gradients.items()}, folder / "gradients.safetensors")
     mean = torch.sum(tokens * kept, 1) / torch.sum(kept, 1)
     arrays = dict(ids=ids.int(), weight=weight, tokens=tokens * kept, first=tokens[:, 0], mean=mean, **more)
     np.savez_compressed(folder / "arrays.npz", **{name: value.detach().numpy() for name, value in arrays.items()})
