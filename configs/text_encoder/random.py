@@ -11,10 +11,9 @@ import ml_collections
 
 
 def get_config(size="xlmr_base", vocabulary=0, positions=0, width=0, depth=0, heads=0, mlp=0):
-    """What is not 0 replaces that of the size."""
+    """What is not 0 replaces that of the size, or of the run in `init_from`."""
     c = ml_collections.ConfigDict()
     c.stage = "text_encoder"
-    c.text = dict(
-        size=size, vocabulary=vocabulary, positions=positions, width=width, depth=depth, heads=heads, mlp=mlp
-    )
+    numbers = dict(vocabulary=vocabulary, positions=positions, width=width, depth=depth, heads=heads, mlp=mlp)
+    c.text = dict(size=size, **{name: number for name, number in numbers.items() if number})
     return c

@@ -102,9 +102,13 @@ def load(path: storage.PathLike, length: int = LENGTH, field: str = "config.toke
       UserError: no such file, it is damaged or of another kind, a package is missing, or `length` leaves no room.
     """
     if length < 3:
-        raise UserError(f"{field}: texts of {length} tokens have no room for a piece between begin and end; use 3 or more")
+        raise UserError(
+            f"{field}: texts of {length} tokens have no room for a piece between begin and end; use 3 or more"
+        )
     if not path:
-        raise UserError(f"{field}: no tokenizer is given; name a tokenizer.json, a SentencePiece .model or their folder")
+        raise UserError(
+            f"{field}: no tokenizer is given; name a tokenizer.json, a SentencePiece .model or their folder"
+        )
     file = _find(storage.path(path, field), field)
     read = _sentencepiece if file.suffix == ".model" else _huggingface
     return read(file, storage.read_bytes(file), length, field)
@@ -124,7 +128,9 @@ def _find(path: storage.Path, field: str) -> storage.Path:
             raise UserError(f"{field}: {path} holds several SentencePiece models ({', '.join(models)}); name one")
         return path / found[0]
     if not storage.is_file(path):
-        raise UserError(f"{field}: {path} does not exist; give a tokenizer.json, a SentencePiece .model or their folder")
+        raise UserError(
+            f"{field}: {path} does not exist; give a tokenizer.json, a SentencePiece .model or their folder"
+        )
     if path.suffix not in (".json", ".model"):
         raise UserError(f"{field}: {path} must end in .json (tokenizer.json) or .model (SentencePiece)")
     return path
@@ -182,7 +188,13 @@ def _sentencepiece(file: storage.Path, content: bytes, length: int, field: str) 
             "it to tokenizer.json with the code it comes from"
         )
     return Tokenizer(
-        functools.partial(_fairseq_ids, engine), BEGIN, END, PAD, len(engine) + 2, length, _hash(b"sentencepiece", content)
+        functools.partial(_fairseq_ids, engine),
+        BEGIN,
+        END,
+        PAD,
+        len(engine) + 2,
+        length,
+        _hash(b"sentencepiece", content),
     )
 
 

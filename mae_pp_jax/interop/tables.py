@@ -353,7 +353,11 @@ FORMATS = (
         [Row("Transformer/posembed_input/pos_embedding", "1 T D", "encoder/pos_embed")],
     ),
     Format("maws_clip", tuple(MAWS_CLIP_TEXT), "", "text"),
-    *(huggingface_text(p, norms) for norms in (("weight", "bias"), ("gamma", "beta")) for p in ("", "bert.", "roberta.")),
+    *(
+        huggingface_text(p, norms)
+        for norms in (("weight", "bias"), ("gamma", "beta"))
+        for p in ("", "bert.", "roberta.")
+    ),
 )
 TOWERS = ("image", "text")
 NAMES = tuple(dict.fromkeys(f.name for f in FORMATS))

@@ -64,7 +64,9 @@ def _family(file: WeightFile, match: Match) -> str:
         return prefix.rstrip(".")
     if kind not in FAMILIES:
         said = f"says model_type={kind!r}" if kind is not None else "is absent or names no model_type"
-        raise refuse(file.path, f"its config.json {said}; known: {', '.join(FAMILIES)}, which count positions differently")
+        raise refuse(
+            file.path, f"its config.json {said}; known: {', '.join(FAMILIES)}, which count positions differently"
+        )
     return FAMILIES[kind]
 
 

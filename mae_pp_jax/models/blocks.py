@@ -164,9 +164,7 @@ class PostNormBlock(nnx.Module):
         self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
         self.norm2 = LayerNorm(width, dtype, eps)
 
-    def __call__(
-        self, x: jax.Array, keys: jax.Array | None = None, *, key_mask: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None, *, key_mask: jax.Array | None = None) -> jax.Array:
         """Tokens [batch, tokens, width] → the same; `keys` [batch] let dropout act, `key_mask` as in `Block`."""
         x = self.norm1(checkpoint_name(x + self._dropped(self.attn(x, key_mask), keys, "attention"), "attention_added"))
         return constrain(self.norm2(x + self._dropped(self.mlp(x), keys, "mlp")), TOKEN_AXES)

@@ -115,7 +115,9 @@ def dimensions(config: TextConfig) -> Dimensions:
     if dims.width % dims.heads:
         raise UserError(f"config.text.width: {dims.width} must be a multiple of heads = {dims.heads}")
     if dims.pad >= dims.vocabulary:
-        raise UserError(f"config.text.pad: {dims.pad} is none of {dims.vocabulary} tokens (vocabulary); use a smaller one")
+        raise UserError(
+            f"config.text.pad: {dims.pad} is none of {dims.vocabulary} tokens (vocabulary); use a smaller one"
+        )
     if _first_position(dims) >= dims.positions:
         raise UserError(
             f"config.text.positions: {dims.positions} leaves no position for a token, as the first has "

@@ -58,7 +58,7 @@ class TextEncoderStage(Stage):
             params["projection"] = {"kernel": jnp.zeros((width, self.config.projection))}
         return params
 
-    def loss(self, params, batch, keys):
+    def batch_spec(self):
         raise UserError(
             "config.stage: 'text_encoder' is not trained, it has no step to plan or to time; give another stage"
         )

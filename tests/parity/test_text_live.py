@@ -106,9 +106,7 @@ def test_published_minilm_on_real_sentences(tmp_path, capsys):
     mean = (tokens * kept).sum(1) / kept.sum(1)
     found = {
         "tokens": checks.difference(stage.model.apply(params["text"], ours.ids) * kept.numpy(), tokens * kept),
-        "features": checks.difference(
-            stage.model.apply(params["text"], ours.ids, ours.mask, method="features"), mean
-        ),
+        "features": checks.difference(stage.model.apply(params["text"], ours.ids, ours.mask, method="features"), mean),
     }
     with capsys.disabled():
         print(f"\nMiniLM: {found}")

@@ -15,7 +15,6 @@ from torch import nn
 
 from tests.parity import references
 
-
 STORED = pathlib.Path(__file__).parent / "stored_text"
 
 
@@ -46,7 +45,10 @@ def write(folder: pathlib.Path, seed: int, model: nn.Module, ids, pad: int, toke
     weight = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed))
     torch.sum(tokens * weight * kept).backward()
     gradients = {name: p.grad for name, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
-    save_file({f"gradient/{n}": g.clone(memory_format=torch.contiguous_format) for n, g in gradients.items()}, folder / "gradients.safetensors")
+    save_file(
+        {f"gradient/{n}": g.clone(memory_format=torch.contiguous_format) for n, g in gradients.items()},
+        folder / "gradients.safetensors",
+    )
     mean = torch.sum(tokens * kept, 1) / torch.sum(kept, 1)
     arrays = dict(ids=ids.int(), weight=weight, tokens=tokens * kept, first=tokens[:, 0], mean=mean, **more)
     np.savez_compressed(folder / "arrays.npz", **{name: value.detach().numpy() for name, value in arrays.items()})
@@ -183,7 +185,9 @@ def maws_clip(folder: pathlib.Path, seed: int, *, projection: int = 6, lengths=(
     images = references.images_of(seed, 8)
     with torch.no_grad():
         cls = vision.forward_features(images)[:, 0]
-        vision_features = dict(images=images.permute(0, 2, 3, 1), image_cls=cls, image_projected=cls @ model.vision_projection)
+        vision_features = dict(
+            images=images.permute(0, 2, 3, 1), image_cls=cls, image_projected=cls @ model.vision_projection
+        )
     arrays = dict(np.load(folder / "arrays.npz"))
     arrays |= {name: value.numpy() for name, value in vision_features.items()}
     np.savez_compressed(folder / "arrays.npz", **arrays)

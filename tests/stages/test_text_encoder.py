@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from mae_pp_jax.commands.evaluate_suite import evaluate_suite
 from mae_pp_jax.commands.train import train
 from mae_pp_jax.core import partition
 from mae_pp_jax.core.errors import UserError
@@ -32,10 +33,17 @@ def test_training_writes_the_initial_weights_and_another_run_takes_them(tmp_path
     assert train(RECIPE, tmp_path / "run") == result
     params = params_of(tmp_path / "run")
     assert result["parameters"] == sum(leaf.size for leaf in params.values())
-    taken = train(RECIPE, tmp_path / "taken", {"init_from.run": str(tmp_path / "run"), "seed": "1"})
+    taken = train(
+        str(ROOT / "configs/text_encoder/random.py"),
+        tmp_path / "taken",
+        {"init_from.run": str(tmp_path / "run"), "seed": "1"},
+    )
     assert taken["params_sha256"] == result["params_sha256"] and taken["lineage"]
     for path, leaf in params_of(tmp_path / "taken").items():
         np.testing.assert_array_equal(leaf, params[path], err_msg=path)
+    assert params["text/token_embed"].shape == (40, 16)
+    with pytest.raises(UserError, match="is a run of stage 'text_encoder' and holds no image encoder"):
+        evaluate_suite([str(tmp_path / "run")], "knn", "digits_hashtags", {}, None)
 
 
 def test_keys_of_a_training_are_refused_and_so_is_evaluation():
@@ -43,6 +51,6 @@ def test_keys_of_a_training_are_refused_and_so_is_evaluation():
         registry.resolve({**TINY, "train_for": "5 steps"})
     stage = registry.create(registry.resolve(TINY))
     with pytest.raises(UserError, match="'text_encoder' is not trained, it has no step to plan"):
-        stage.loss(None, None, None)
+        stage.batch_spec()
     with pytest.raises(UserError, match="a text encoder alone"):
         stage.evaluators()
