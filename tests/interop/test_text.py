@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -84,7 +85,7 @@ def test_both_towers_of_maws_clip_come_from_one_file(tmp_path, capsys):
         assert all(f"--tower={'text' if tower == 'image' else 'image'} reads" in line for line in left.values())
     assert left.keys() == moved["image"] and {"logit_scale", "vision_projection"} < left.keys()
     run, params = checks.load(tmp_path / "image")
-    cls = run.model.apply(params["encoder"], arrays["images"], method="features")
+    cls = jax.jit(lambda p, images: run.model.apply(p, images, method="features"))(params["encoder"], arrays["images"])
     assert checks.difference(cls @ params["projection"]["kernel"], arrays["image_projected"]) <= 1e-5
     config = storage.read_json(tmp_path / "text/config.json")
     assert config["projection"] == 6 and config["text"]["family"] == "roberta" and config["text"]["norm_eps"] == 1e-5

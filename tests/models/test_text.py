@@ -80,6 +80,20 @@ def test_a_given_mask_counts_instead_of_the_padding_token(random_params, run):
     other = np.where(TEXTS == 1, 33, TEXTS)  # filled up with another token
     found = run(model, params, other, jnp.asarray(TEXTS != 1), method="features")
     np.testing.assert_allclose(found, run(model, params, TEXTS, method="features"), atol=1e-6)
+    outside = run(model, params, np.where(TEXTS == 9, 52, TEXTS), method="features")
+    assert np.isnan(outside[0]).all() and np.isfinite(outside[1]).all()  # a token that the table has not
+
+
+def test_half_precision_and_rematerialisation_train(random_params, quick):
+    model = model_of(**ROBERTA, dtype="bfloat16", remat="dots", dropout=0.1)
+    params, keys = random_params(model), jax.random.split(jax.random.key(0), 2)
+
+    def loss(params):
+        tokens = model.apply(params, TEXTS, keys=keys, train=True)
+        return jnp.sum(tokens.astype(jnp.float32)), tokens.dtype == jnp.bfloat16
+
+    gradient, half = quick(jax.grad(loss, has_aux=True))(params)
+    assert half and all(np.isfinite(leaf).all() and leaf.dtype == jnp.float32 for leaf in flatten(gradient).values())
 
 
 def test_dropout_acts_in_training_by_keys_alone(random_params, quick):
@@ -95,7 +109,7 @@ def test_dropout_acts_in_training_by_keys_alone(random_params, quick):
         model.apply(params, TEXTS, train=True)
 
 
-def test_wrong_dimensions_are_refused():
+def test_wrong_dimensions_are_refused(random_params):
     for keys, message in (
         (dict(heads=3), "config.text.width: 16 must be a multiple of heads = 3"),
         (dict(pad=52), "config.text.pad: 52 is none of 52 tokens"),
@@ -104,7 +118,7 @@ def test_wrong_dimensions_are_refused():
         with pytest.raises(UserError, match=message):
             text.dimensions(config_of(**{**ROBERTA, **keys}))
     with pytest.raises(UserError, match="config.text.positions: texts of 11 tokens, but there are positions for 10"):
-        model_of(**ROBERTA).apply(model_of(**ROBERTA).init(jax.random.key(0)), np.zeros((1, 11), np.int32))
+        model_of(**ROBERTA).apply(random_params(model_of(**ROBERTA)), np.zeros((1, 11), np.int32))
     assert text.forward_flops(config_of(**ROBERTA), 10) == 2 * (2 * 10 * 16 * (4 * 16 + 2 * 10 + 2 * 24))
 
 
