@@ -17,6 +17,7 @@ LINUX_X86_64 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 BEAM = "apache-beam>=2.70"  # runs `data build`
 HEIC = "pillow-heif>=1.0"  # reads pictures of phones
+TEXT = ["tokenizers>=0.20", "sentencepiece>=0.2"]  # read captions
 
 setup(
     name="mae_pp_jax",
@@ -68,9 +69,11 @@ setup(
         "torch": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "transformers>=4.45"],
         "beam": [BEAM],
         "heic": [HEIC],
+        "text": TEXT,
         "test": [
             BEAM,
             HEIC,
+            *TEXT,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

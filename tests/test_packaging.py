@@ -47,7 +47,7 @@ def test_metadata(metadata):
     assert metadata["license"] == "Apache-2.0"
     assert metadata["python_requires"] == ">=3.11"
     assert metadata["entry_points"]["console_scripts"] == ["mae-pp = mae_pp_jax.__main__:command_line"]
-    assert set(metadata["extras_require"]) == {"tpu", "gpu", "torch", "beam", "heic", "test", "notebooks"}
+    assert set(metadata["extras_require"]) == {"tpu", "gpu", "torch", "beam", "heic", "text", "test", "notebooks"}
     init = ast.parse((ROOT / "mae_pp_jax" / "__init__.py").read_text("utf-8"))
     version = next(n.value.value for n in init.body if isinstance(n, ast.Assign) and n.targets[0].id == "__version__")
     assert str(Version(version)) == metadata["version"]

@@ -26,6 +26,7 @@ examples, in:
   python -m mae_pp_jax convert --from=vit.pth --to=runs/vit --heads=6         a width that is not a usual one
   python -m mae_pp_jax convert --from=last.ckpt --to=runs/vit --item=model    the weights, not their running average
   python -m mae_pp_jax convert --from=maws:vit_h14 --to=runs/h14_518 --image_size=518
+  python -m mae_pp_jax convert --from=maws_clip:vit_b16_xlmr_b --to=runs/xlmr --tower=text
 examples, out:
   python -m mae_pp_jax convert --from=runs/mae --to=mae.pth --to-format=mae
   python -m mae_pp_jax convert --from=runs/finetune --to=vit.safetensors --to-format=timm
@@ -33,7 +34,8 @@ examples, out:
 example, LoRA of stage low_shot into plain weights (of its draw 0, a run of stage classify):
   python -m mae_pp_jax convert --from=runs/lora_5shot --merge=0 --to=runs/merged
 
-With a decoder a file becomes a run of stage mae, with a head of stage classify, else of stage encoder. PyTorch files are
+With a decoder a file becomes a run of stage mae, with a head of stage classify, else of stage encoder; a text encoder
+(BERT, RoBERTa, XLM-R) becomes a run of stage text_encoder. PyTorch files are
 read without PyTorch and without running anything in them. Positions are resized as the file's original code does."""
 
 
@@ -59,6 +61,9 @@ def add_parser(verbs) -> None:
     parser.add_argument("--decoder_heads", type=int, default=0, metavar="N", help="the same for the decoder")
     parser.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="resize positions to this input")
     parser.add_argument("--resize", choices=tuple(positions.METHODS), help="whose resizing (default: the format's own)")
+    parser.add_argument(
+        "--tower", default="auto", choices=("auto", *tables.TOWERS), help="of a file with both (default: image)"
+    )
     parser.add_argument("--encoder_only", action="store_true", help="leave head and decoder behind")
     parser.add_argument(
         "--merge",
@@ -97,6 +102,7 @@ def run(args) -> None:
         image_size=args.image_size,
         resize=args.resize,
         encoder_only=args.encoder_only,
+        tower=args.tower,
     )
 
 
@@ -111,6 +117,7 @@ def import_file(
     image_size: int = 0,
     resize: str | None = None,
     encoder_only: bool = False,
+    tower: str = "auto",
 ) -> dict:
     """Turns public weights into the folder of a run.
 
@@ -124,6 +131,7 @@ def import_file(
       image_size: side in pixels to resize positions to, 0 to keep them.
       resize: whose way of resizing, None for the format's own.
       encoder_only: leave head and decoder behind.
+      tower: "image" or "text", which is read of a file that holds both; "auto": the image tower.
 
     Returns:
       The content of `result.json`.
@@ -139,7 +147,7 @@ def import_file(
     if storage.is_dir(path / "checkpoints"):
         raise UserError(f"--from: {path} is a run already; to write its weights out, add --to-format")
     sizes = dict(heads=heads, decoder_heads=decoder_heads, image_size=image_size)
-    report, result = make_run(target, path, origin, format, item, resize, encoder_only, **sizes)
+    report, result = make_run(target, path, origin, format, item, resize, encoder_only, tower, **sizes)
     print(report)
     print(f"{target} is a run of stage {result['stage']} with {result['parameters']:,} parameters")
     return result
@@ -153,6 +161,7 @@ def make_run(
     item: str = "auto",
     resize: str | None = None,
     encoder_only: bool = False,
+    tower: str = "auto",
     **sizes: int,
 ) -> tuple[str, dict]:
     """Writes the folder of a run with the weights of a local file; arguments else as `import_file`.
@@ -169,7 +178,7 @@ def make_run(
     from mae_pp_jax.interop import files, importing, layout, matching
 
     file = files.open_weights(path, item)
-    match = matching.match(path, file.tensors, format, wrapped=file.wrapped, encoder_only=encoder_only)
+    match = matching.match(path, file.tensors, format, wrapped=file.wrapped, encoder_only=encoder_only, tower=tower)
     mapping = layout.config(file, match, **sizes)
     config = registry.resolve(mapping, saved=True)  # evaluation data that an encoder alone has no use for is said too
     shapes = flatten(jax.eval_shape(registry.create(config).init, jax.random.key(0)))

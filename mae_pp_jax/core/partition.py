@@ -118,11 +118,17 @@ def constrain(x: jax.Array, axes: tuple) -> jax.Array:
 
     Args:
       x: any array.
-      axes: one entry per axis of x: "batch", "tensor" or None (whole).
+      axes: one entry per axis of x: "batch", the name of a mesh axis or None (whole).
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, _activation_spec(axes))
+
+
+def divides(size: int, axis: str) -> bool:
+    """Whether an axis of so many entries can be split evenly over a mesh axis; without a mesh in context it can."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or size % mesh.shape[axis] == 0
 
 
 def on_each_device(function: Callable[[jax.Array], jax.Array], axes: tuple, out_axes: tuple) -> Callable:

@@ -1,6 +1,7 @@
 """The weights of a run as a file that the original code loads strictly; the tables of the way in serve the way out."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ import numpy as np
 from mae_pp_jax.core import checkpoint, leaves, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.interop import matching, safetensors_file, tables, torch_file
+from mae_pp_jax.interop import matching, safetensors_file, tables, text_layout, torch_file
 from mae_pp_jax.interop.importing import bar
 from mae_pp_jax.interop.tables import Format
 from mae_pp_jax.interop.tensors import FLOATS, Tensor
@@ -17,7 +18,7 @@ from mae_pp_jax.models import mae as mae_lib
 from mae_pp_jax.models import vit
 from mae_pp_jax.models.patches import height_width
 
-STAGES = ("encoder", "mae", "wsp", "classify")
+STAGES = ("encoder", "mae", "wsp", "classify", "text_encoder")
 TORCH_SUFFIXES = (".pth", ".pt")
 # Parts of a run that a format may lack; everything else must have a row.
 OPTIONAL = ("head/", "decoder/", "projection/", "logit_scale")
@@ -58,12 +59,8 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
     config = meta["config"]
     if config["stage"] not in STAGES:
         raise UserError(f"--from: {run} is a run of stage '{config['stage']}'; only {', '.join(STAGES)} can be written")
-    height, width = height_width(config["data"]["image_size"])
-    if height != width:
-        raise UserError(
-            f"--from: {run} has images of {height}x{width} pixels, and files of other code bases hold positions of "
-            "squares alone; train or resize it at a square data.image_size first"
-        )
+    if config["stage"] != "text_encoder":
+        _check_square(run, config)
     found = checkpoint.weights(run, at)
     shapes = {path: leaf.shape for path, leaf in found.items()}
     if dtype == "auto":
@@ -80,16 +77,31 @@ def plan(run: storage.Path, step: str, name: str, dtype: str) -> Export:
             raise UserError(f"--to-format: {name} needs {key}, which a model without {row.path} has not; use timm")
         place = matching.place(row, i, shapes[row.path])
         tensors[key] = _tensor(found[row.path], place, matching.shape_of(row, sizes), FLOATS[dtype])
+        if row.plus:  # already added to ours
+            shape = (1, sizes["D"])
+            tensors[row.plus] = Tensor(shape, FLOATS[dtype], functools.partial(np.zeros, shape, FLOATS[dtype]))
     written = {row.path for row in format.rows}
     names = meta.get("identity", {}).get("hashtags" if config["stage"] == "wsp" else "label", ())
     classes = tuple(names) if "head/bias" in shapes else ()
     return Export(format, tensors, tuple(path for path in shapes if path not in written), config, classes)
 
 
+def _check_square(run: storage.Path, config: Mapping) -> None:
+    height, width = height_width(config["data"]["image_size"])
+    if height != width:
+        raise UserError(
+            f"--from: {run} has images of {height}x{width} pixels, and files of other code bases hold positions of "
+            "squares alone; train or resize it at a square data.image_size first"
+        )
+
+
 def _choose(run: storage.Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Format:
     """The table of a format that holds the most of a run and nothing else, and all of its encoder."""
-    best = None
-    for candidate in (f for f in tables.FORMATS if f.name == name):
+    best, tower = None, "text" if "text/token_embed" in shapes else "image"
+    candidates = [f for f in tables.FORMATS if f.name == name and f.tower == tower]
+    if not candidates:
+        raise UserError(f"--to-format: {name} has no place for the text encoder of {run}; use huggingface")
+    for candidate in candidates:
         paths = {row.path for row in candidate.rows}
         lacking = [path for path in shapes if path not in paths and not path.startswith(OPTIONAL)]
         if lacking:
@@ -106,6 +118,9 @@ def _choose(run: storage.Path, name: str, shapes: Mapping[str, tuple[int, ...]])
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The sizes of `tables` from the shapes of a run's parameters."""
+    if "text/token_embed" in shapes:
+        (rows, width), (positions, _) = shapes["text/token_embed"], shapes["text/pos_embed"]
+        return dict(V=rows, P=positions, D=width, M=shapes["text/blocks/mlp/fc1/bias"][-1])
     tokens, width = shapes["encoder/pos_embed"]
     sizes = dict(T=tokens, D=width, p=math.isqrt(shapes["encoder/patch_embed/kernel"][0] // 3))
     sizes["M"] = shapes["encoder/blocks/mlp/fc1/bias"][-1]
@@ -168,8 +183,10 @@ def write(to: storage.Path, export: Export) -> None:
 
 
 def _huggingface_settings(export: Export) -> dict[str, dict]:
-    """`config.json` and `preprocessor_config.json` of the model that transformers builds for these weights."""
+    """`config.json`, and for images `preprocessor_config.json`, of the model that transformers builds for these weights."""
     config = export.config
+    if config["stage"] == "text_encoder":
+        return {"config.json": text_layout.settings(config)}
     model, data = config_lib.resolve(vit.VitConfig, config["model"]), config["data"]
     dims = vit.dimensions(model)
     side, _ = height_width(data["image_size"])

@@ -33,7 +33,8 @@ class WeightFile:
       wrapped: whether they stood under "model", as facebookresearch/mae keeps them.
       averaged: whether they are a running average.
       left: what else there is in the file and its folder, name → what it is.
-      settings: `config.json` and `preprocessor_config.json` beside the file, as published with Hugging Face models.
+      settings: `config.json`, `preprocessor_config.json` and `1_Pooling/config.json` beside the file, as published with
+        Hugging Face models and those of sentence-transformers.
     """
 
     path: storage.Path
@@ -55,6 +56,18 @@ class WeightFile:
                     digest.update(block)
                     progress(len(block))
         return digest.hexdigest()
+
+
+def number(file: WeightFile, name: str, default: float) -> float:
+    """A number from the settings beside the file.
+
+    Raises:
+      UserError: it is no number.
+    """
+    value = file.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise refuse(file.path, f"its config.json says {name}={value!r}, which is no number")
+    return float(value)
 
 
 def is_weights(name: str) -> bool:
@@ -85,7 +98,7 @@ def open_weights(path: storage.Path, item: str = "auto") -> WeightFile:
         kind, tree = _load(file)
     found = state_dict.find(path, tree, item)
     settings: dict = {}
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in ("config.json", "preprocessor_config.json", "1_Pooling/config.json"):
         settings |= _settings(file.parent / name)
     return WeightFile(
         path,

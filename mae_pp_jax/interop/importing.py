@@ -17,7 +17,11 @@ from mae_pp_jax.interop.tensors import refuse
 from mae_pp_jax.models import positions
 
 WHY = {  # a group of rows without a place here → why
-    "text": "the text tower has no place here yet",
+    "text": "of the text tower, which --tower=text reads into a run of its own",
+    "image": "of the image tower and its temperature, which --tower=image reads into a run of its own",
+    "token_types": "its first row is added to every position",
+    "position_ids": "counts 0, 1, 2, …",
+    "task": "of the task that the text encoder was trained on",
     "pooler": "transformers' pooler, which no task of ours uses",
     "mask_token": "unused without a decoder",
 }
@@ -83,6 +87,8 @@ class Import:
         """Reads one tensor and brings it into the shape of its place, as float32."""
         place, tensor = self.places[key], self.file.tensors[key]
         values = tensor.read().astype(np.float32)
+        if (plus := self.match.rows[key][0].plus) in self.file.tensors:
+            values += self.file.tensors[plus].read()[0].astype(np.float32)
         if self._resized(key):
             table = values.reshape(-1, place.shape[-1])
             side = int(place.shape[0] ** 0.5)
@@ -138,6 +144,9 @@ def plan(
             raise refuse(
                 file.path, f"{key} {_shape(file.tensors[key].shape)} does not fit {row.path} {_shape(place.shape)}"
             )
+        plus = file.tensors.get(row.plus)
+        if plus is not None and (len(plus.shape) != 2 or not plus.shape[0] or plus.shape[1] != place.shape[-1]):
+            raise refuse(file.path, f"{row.plus} {_shape(plus.shape)} does not fit {row.path} {_shape(place.shape)}")
         places[key] = place
         filled[row.path] += int(np.prod(place.shape)) + (row.skip and row.skip * place.shape[-1])
     for path, shape in shapes.items():

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 
 from mae_pp_jax.core.errors import UserError
-from mae_pp_jax.interop import released
-from mae_pp_jax.interop.files import WeightFile
+from mae_pp_jax.interop import released, text_layout
+from mae_pp_jax.interop.files import WeightFile, number
 from mae_pp_jax.interop.matching import Match
 from mae_pp_jax.interop.tensors import refuse
 from mae_pp_jax.models import vit
@@ -35,6 +35,10 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
     Raises:
       UserError: heads or image size cannot be known or do not fit; pooling or architecture is not one of ours.
     """
+    if match.format.tower == "text":
+        if decoder_heads or image_size:
+            raise UserError("--image_size, --decoder_heads: a text tower has neither; leave them out")
+        return text_layout.config(file, match, heads=heads)
     settings, sizes, groups = file.settings, match.sizes, match.groups
     for name, value in ONLY.items():
         if settings.get(name, value) != value:
@@ -59,7 +63,7 @@ def config(file: WeightFile, match: Match, *, heads: int = 0, decoder_heads: int
         mlp=sizes["M"],
         cls_token=cls,
         pool="mean" if norms == ["fc_norm"] else "cls",
-        norm_eps=_number(file, "layer_norm_eps", 1e-6),
+        norm_eps=number(file, "layer_norm_eps", 1e-6),
         drop_path=0.0,
     )
     mean, std = pixel_statistics(file, match)
@@ -162,14 +166,6 @@ def _evaluation_crop(file: WeightFile, match: Match, side: int) -> dict:
     return found
 
 
-def _number(file: WeightFile, name: str, default: float) -> float:
-    """A number from the settings beside the file."""
-    value = file.settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise refuse(file.path, f"its config.json says {name}={value!r}, which is no number")
-    return float(value)
-
-
 def _has(match: Match, name: str) -> bool:
     return any(row.path == f"encoder/{name}" for row, _ in match.rows.values())
 
@@ -177,7 +173,7 @@ def _has(match: Match, name: str) -> bool:
 def _heads(file: WeightFile, match: Match, width: int) -> int:
     if "H" in match.sizes:
         return match.sizes["H"]
-    if found := int(_number(file, "num_attention_heads", 0)):
+    if found := int(number(file, "num_attention_heads", 0)):
         return found
     known = {w: h for w, _, h in vit.SIZES.values()}
     if width not in known:
@@ -190,7 +186,7 @@ def _heads(file: WeightFile, match: Match, width: int) -> int:
 def _decoder(file: WeightFile, match: Match, heads: int) -> dict:
     settings, width = file.settings, match.sizes["d"]
     usual = DECODER_HEADS if width == DECODER_WIDTH else 0
-    heads = heads or int(_number(file, "decoder_num_attention_heads", usual))
+    heads = heads or int(number(file, "decoder_num_attention_heads", usual))
     if not heads:
         raise UserError(
             f"--decoder_heads: {file.path} does not say how many attention heads its decoder of width {width} has; "
@@ -201,7 +197,7 @@ def _decoder(file: WeightFile, match: Match, heads: int) -> dict:
         decoder_depth=match.depths["decoder/blocks"],
         decoder_heads=heads,
         decoder_mlp=match.sizes["m"],
-        mask_ratio=_number(file, "mask_ratio", 0.75),
+        mask_ratio=number(file, "mask_ratio", 0.75),
         # facebookresearch/mae's released models were trained with it; Hugging Face's settings say.
         normalize_target=bool(settings.get("norm_pix_loss", True)),
     )

@@ -14,7 +14,7 @@ from mae_pp_jax.interop import tables
 from mae_pp_jax.interop.tables import Format, Row
 from mae_pp_jax.interop.tensors import Tensor, refuse
 
-STACKS = ("encoder/blocks", "decoder/blocks")
+STACKS = ("encoder/blocks", "decoder/blocks", "text/blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Match:
     left: Mapping[str, str]
 
 
-def match(path: Path, tensors: Mapping[str, Tensor], name: str, *, wrapped: bool, encoder_only: bool) -> Match:
+def match(
+    path: Path, tensors: Mapping[str, Tensor], name: str, *, wrapped: bool, encoder_only: bool, tower: str = "auto"
+) -> Match:
     """Finds the format of a state dict and checks every key and shape against its table.
 
     Args:
@@ -47,6 +49,7 @@ def match(path: Path, tensors: Mapping[str, Tensor], name: str, *, wrapped: bool
       name: a format, or "auto".
       wrapped: whether the state dict stood under "model", as facebookresearch/mae keeps it.
       encoder_only: leave head and decoder behind.
+      tower: which of the towers of `tables.TOWERS`; "auto": the image tower where there are both.
 
     Raises:
       UserError: no format has such keys; or a key is missing, unknown or of another shape.
@@ -55,7 +58,7 @@ def match(path: Path, tensors: Mapping[str, Tensor], name: str, *, wrapped: bool
         near = difflib.get_close_matches(name, tables.NAMES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--format: {name!r} is not one of auto, {', '.join(tables.NAMES)}{hint}")
-    chosen, rows = _choose(path, tensors, name, wrapped)
+    chosen, rows = _choose(path, tensors, name, wrapped, tower)
     unknown = [key for key in tensors if key not in rows]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -89,11 +92,12 @@ def expected(
             yield row.key.replace("{i}", str(i)), row, i
 
 
-def _choose(path, tensors: Mapping[str, Tensor], name: str, wrapped: bool):
+def _choose(path, tensors: Mapping[str, Tensor], name: str, wrapped: bool, tower: str):
     """The format that knows the most keys of those whose first key is there, and its row for each key it knows."""
     best: tuple[int, bool, Format | None, dict] = (-1, False, None, {})
     for candidate in tables.FORMATS:
-        if name in ("auto", candidate.name) and candidate.rows[0].key in tensors:
+        wanted = name in ("auto", candidate.name) and tower in ("auto", candidate.tower)
+        if wanted and candidate.rows[0].key in tensors:
             rows = _rows(candidate, tensors)
             usual = wrapped == (candidate.name == "mae")  # MAE's and timm's files differ in nothing else
             if (len(rows), usual) > best[:2]:
@@ -101,6 +105,7 @@ def _choose(path, tensors: Mapping[str, Tensor], name: str, wrapped: bool):
     if best[2] is None:
         shown = ", ".join(f"{key} {_shape(tensor.shape)}" for key, tensor in list(tensors.items())[:3])
         wanted = f"is not of format {name}" if name != "auto" else "is of no known format"
+        wanted += f" with a tower for {tower}" if tower != "auto" else ""
         known = f"; known: {', '.join(tables.NAMES)}" if name == "auto" else "; try --format=auto"
         raise refuse(path, f"{wanted} (its keys begin {shown}){known}")
     return best[2], best[3]

@@ -5,6 +5,7 @@ reshaping. Written shapes are names of sizes, so that a table also infers a mode
 
   D width   M mlp   T tokens   p side of a patch   C classes   H heads   h width of a head   N patches
   d, m, t   width, mlp and tokens of the decoder   X numbers in a patch (3 · p · p)   E width of a projection
+  V, P   rows of a text tower's tables of tokens and of positions   Y token types   F width of the other tower
 
 A number before a name multiplies it (3D). `{i}` in a key is the number of a block; our blocks lie stacked on a leading
 axis. Rows of a group other than "" may be absent, all together.
@@ -29,6 +30,7 @@ class Row:
       part: which of query (0), key (1), value (2) it is, where the file keeps them apart.
       skip: rows of our parameter to pass over, filled with zeros: 1 for positions without a row for the class token.
       group: rows that are present or absent together; "" must be present.
+      plus: key of a table whose first row is added to every row of this one, if the file has it.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Row:
     part: int | None = None
     skip: int = 0
     group: str = ""
+    plus: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Format:
     Attributes:
       name: as `--format` and `--to-format` say it.
       rows: its table; the first rows fix the sizes, so that an error blames the key that differs from them.
-      positions: how the original code resizes positions, a name of `positions.METHODS`.
+      positions: how the original code resizes positions, a name of `positions.METHODS`; "": it does not.
+      tower: what it reads, "image" or "text"; a file of both towers has a table for each.
     """
 
     name: str
     rows: tuple[Row, ...]
     positions: str
+    tower: str = "image"
 
 
 def norm(key: str, path: str, width: str, group: str = "", names=("weight", "bias")) -> list[Row]:
@@ -71,7 +76,9 @@ def linear(key: str, path: str, inner: str, outer: str, group: str = "") -> list
     ]
 
 
-def block(key: str, path: str, names: Sequence[str], D: str, M: str, group: str = "") -> list[Row]:
+def block(
+    key: str, path: str, names: Sequence[str], D: str, M: str, group: str = "", norms=("weight", "bias")
+) -> list[Row]:
     """A transformer block.
 
     Args:
@@ -83,10 +90,11 @@ def block(key: str, path: str, names: Sequence[str], D: str, M: str, group: str 
       D: name of the width.
       M: name of the MLP's hidden width.
       group: group of all rows.
+      norms: what it calls scale and bias of a norm.
     """
     norm1, qkv, proj, norm2, fc1, fc2 = (key + name if " " not in name else name for name in names)
     kernel, bias = f"{path}/attn/qkv/kernel", f"{path}/attn/qkv/bias"
-    rows = norm(norm1, f"{path}/norm1", D, group)
+    rows = norm(norm1, f"{path}/norm1", D, group, norms)
     if " " in qkv:
         for part, name in enumerate(qkv.split()):
             rows.append(Row(f"{key}{name}.weight", f"{D} {D}", kernel, TRANSPOSED, part, group=group))
@@ -96,7 +104,7 @@ def block(key: str, path: str, names: Sequence[str], D: str, M: str, group: str 
         rows.append(Row(f"{qkv}{dot}weight", f"3{D} {D}", kernel, TRANSPOSED, group=group))
         rows.append(Row(f"{qkv}{dot}bias", f"3{D}", bias, group=group))
     rows += linear(proj, f"{path}/attn/proj", D, D, group)
-    rows += norm(norm2, f"{path}/norm2", D, group)
+    rows += norm(norm2, f"{path}/norm2", D, group, norms)
     rows += linear(fc1, f"{path}/mlp/fc1", D, M, group) + linear(fc2, f"{path}/mlp/fc2", M, D, group)
     return rows
 
@@ -123,6 +131,24 @@ HUGGINGFACE_5_BLOCK = (
 )
 
 
+HUGGINGFACE_TEXT_BLOCK = (
+    "attention.output.LayerNorm",
+    "attention.self.query attention.self.key attention.self.value",
+    "attention.output.dense",
+    "output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+)
+TORCHTEXT_BLOCK = (
+    "attention_layer_norm",
+    "attention.input_projection",
+    "attention.output_projection",
+    "final_layer_norm",
+    "residual_mlp.mlp.0",
+    "residual_mlp.mlp.3",
+)
+
+
 def timm(prefix: str = "") -> list[Row]:
     """timm's VisionTransformer, which facebookresearch/mae and MAWS build on."""
     return [
@@ -146,8 +172,8 @@ MAE_DECODER = [
     *linear("decoder_pred", "decoder/pred", "d", "X", "decoder"),
 ]
 
-# MAWS model.py: image feature = class token after `norm` @ vision_projection. The rows of the text tower (RoBERTa)
-# have no path yet: they are accounted for and stay behind.
+# MAWS model.py: image feature = class token after `norm` @ vision_projection, text feature = first token @
+# text_projection. Each tower becomes a run of its own; the temperature goes with the images'.
 MAWS_CLIP = [
     *timm("vision_encoder."),
     Row("vision_projection", "D E", "projection/kernel", group="projection"),
@@ -155,6 +181,41 @@ MAWS_CLIP = [
     Row("text_projection", "F E", "", group="text"),
     Row("text_encoder.*", "*", "", group="text"),
 ]
+_TORCHTEXT = "text_encoder.encoder.transformer"
+MAWS_CLIP_TEXT = [
+    Row(f"{_TORCHTEXT}.token_embedding.weight", "V D", "text/token_embed"),
+    Row(f"{_TORCHTEXT}.positional_embedding.embedding.weight", "P D", "text/pos_embed"),
+    *norm(f"{_TORCHTEXT}.embedding_layer_norm", "text/embed_norm", "D"),
+    *block(f"{_TORCHTEXT}.layers.{{i}}.", "text/blocks", TORCHTEXT_BLOCK, "D", "M"),
+    Row("text_projection", "D E", "projection/kernel", group="projection"),
+    Row("vision_projection", "F E", "", group="image"),
+    Row("logit_scale", "", "", group="image"),
+    Row("vision_encoder.*", "*", "", group="image"),
+]
+
+
+def huggingface_text(prefix: str, norms: Sequence[str]) -> Format:
+    """transformers' BERT, RoBERTa and XLM-R.
+
+    Args:
+      prefix: "bert." or "roberta." within a model for a task, "" alone.
+      norms: what scale and bias of a norm are called: weight and bias, or gamma and beta in BERT's first releases.
+    """
+    embeddings, layer = f"{prefix}embeddings", f"{prefix}encoder.layer.{{i}}."
+    types = f"{embeddings}.token_type_embeddings.weight"
+    rows = [
+        Row(f"{embeddings}.word_embeddings.weight", "V D", "text/token_embed"),
+        Row(f"{embeddings}.position_embeddings.weight", "P D", "text/pos_embed", plus=types),
+        *norm(f"{embeddings}.LayerNorm", "text/embed_norm", "D", names=norms),
+        *block(layer, "text/blocks", HUGGINGFACE_TEXT_BLOCK, "D", "M", norms=norms),
+        Row(types, "Y D", "", group="token_types"),
+        Row(f"{embeddings}.position_ids", "1 P", "", group="position_ids"),
+        Row(f"{prefix}pooler.dense.weight", "D D", "", group="pooler"),
+        Row(f"{prefix}pooler.dense.bias", "D", "", group="pooler"),
+    ]
+    if prefix:
+        rows += [Row(f"{task}.*", "*", "", group="task") for task in ("cls", "lm_head", "classifier", "qa_outputs")]
+    return Format("huggingface", tuple(rows), "", "text")
 
 
 def huggingface(prefix: str, layer: str, names: Sequence[str]) -> list[Row]:
@@ -291,6 +352,13 @@ FORMATS = (
         "MlpBlock_3",
         [Row("Transformer/posembed_input/pos_embedding", "1 T D", "encoder/pos_embed")],
     ),
+    Format("maws_clip", tuple(MAWS_CLIP_TEXT), "", "text"),
+    *(
+        huggingface_text(p, norms)
+        for norms in (("weight", "bias"), ("gamma", "beta"))
+        for p in ("", "bert.", "roberta.")
+    ),
 )
+TOWERS = ("image", "text")
 NAMES = tuple(dict.fromkeys(f.name for f in FORMATS))
 WRITTEN = ("timm", "huggingface", "mae", "maws")  # those that `exporting` writes

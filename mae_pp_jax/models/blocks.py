@@ -1,4 +1,5 @@
-"""The pre-norm transformer block that encoder and decoder are stacks of, as in timm's and MAE's Vision Transformers.
+"""The transformer blocks that encoders and decoder are stacks of: pre-norm as in timm's and MAE's Vision Transformers,
+post-norm as in BERT.
 
 Parameters are float32. Matmuls run in the compute dtype; LayerNorm and softmax in float32.
 """
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from mae_pp_jax.core import rng
 from mae_pp_jax.core.partition import constrain
 from mae_pp_jax.models import adapters
 from mae_pp_jax.models.attention import Attention, xavier_uniform
@@ -135,6 +137,46 @@ class Block(nnx.Module):
 def _scaled(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
     """A branch [batch, tokens, width] times one float32 factor per sample [batch], in the dtype of the branch."""
     return branch if scale is None else (branch * scale[:, None, None]).astype(branch.dtype)
+
+
+class PostNormBlock(nnx.Module):
+    """LayerNorm(x + Attention(x)), then LayerNorm(x + Mlp(x)), as in BERT; arguments as `Block`.
+
+    Args:
+      dropout: share of the values of each branch that training sets to zero.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        dtype: jnp.dtype,
+        *,
+        eps: float,
+        attention: str = "auto",
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = dropout
+        self.attn = Attention(width, heads, dtype, attention=attention, rngs=rngs)
+        self.norm1 = LayerNorm(width, dtype, eps)
+        self.mlp = Mlp(width, mlp, dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, dtype, eps)
+
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None, *, key_mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [batch, tokens, width] → the same; `keys` [batch] let dropout act, `key_mask` as in `Block`."""
+        x = self.norm1(checkpoint_name(x + self._dropped(self.attn(x, key_mask), keys, "attention"), "attention_added"))
+        return constrain(self.norm2(x + self._dropped(self.mlp(x), keys, "mlp")), TOKEN_AXES)
+
+    def _dropped(self, branch: jax.Array, keys: jax.Array | None, purpose: str) -> jax.Array:
+        return branch if keys is None else dropout(branch, rng.stream(keys, purpose), self.dropout)
+
+
+def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Values of x [batch, …] become zero, each by its example's key; the others grow by 1 / (1 - rate)."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1.0 - rate), 0)
 
 
 def drop_path(keys: jax.Array, rate: float, depth: int) -> jax.Array:

@@ -1,6 +1,6 @@
 """A transformer over tokens, whatever they stand for: the stack of blocks and the norm after it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mae_pp_jax.models.blocks import Block, LayerNorm
 
 
 class Transformer(nnx.Module):
-    """A stack of pre-norm blocks and a last norm: parameters `blocks/…`, each with a leading `layers` axis, and `norm`.
+    """A stack of blocks and a last norm: parameters `blocks/…`, each with a leading `layers` axis, and `norm`.
 
     The image encoder and MAE's decoder are transformers by inheritance, so that these paths are their own.
 
@@ -27,6 +27,7 @@ class Transformer(nnx.Module):
       remat: what the backward pass recomputes, one of `functional.REMAT`.
       drop_path: stochastic depth rate of the last block in training, 0 at the first.
       last_norm: whether `norm` stands after the blocks.
+      block: class of the blocks.
       rngs: keys for initialisation.
     """
 
@@ -43,11 +44,12 @@ class Transformer(nnx.Module):
         remat: str = "none",
         drop_path: float = 0.0,
         last_norm: bool = True,
+        block: Callable[..., nnx.Module] = Block,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.depth, self.remat, self.drop_path = dtype, depth, remat, drop_path
         self.blocks = functional.stack(
-            lambda r: Block(width, heads, mlp, dtype, eps=eps, attention=attention, rngs=r), depth, rngs
+            lambda r: block(width, heads, mlp, dtype, eps=eps, attention=attention, rngs=r), depth, rngs
         )
         self.norm = LayerNorm(width, dtype, eps) if last_norm else None
 
@@ -75,6 +77,10 @@ class Transformer(nnx.Module):
             drop = (blocks.drop_path(rng.stream(keys, "drop_path"), self.drop_path, self.depth),)
         if adapters:
             drop = (*(drop or (None,)), adapters)
+        return self.run_blocks(x, *drop, key_mask=key_mask)
+
+    def run_blocks(self, x: jax.Array, *per_layer, key_mask: jax.Array | None = None) -> jax.Array:
+        """Tokens [batch, tokens, width] → the same, after all blocks and the norm; `per_layer` as in `functional.scan`."""
         shared = {"key_mask": key_mask}
-        x = functional.scan(self.blocks, x, *drop, shared=shared, remat=self.remat, saved=blocks.SAVED)
+        x = functional.scan(self.blocks, x, *per_layer, shared=shared, remat=self.remat, saved=blocks.SAVED)
         return x if self.norm is None else self.norm(x)

@@ -159,8 +159,8 @@ def grid(config: VitConfig, image_size: tuple[int, int], where: str = "config.da
     return height // patch, width // patch
 
 
-def compute_dtype(config: VitConfig) -> jnp.dtype:
-    """The dtype of matmuls and activations; `auto` asks which platform is compiled for."""
+def compute_dtype(config) -> jnp.dtype:
+    """The dtype of matmuls and activations of an encoder; `auto` asks which platform is compiled for."""
     auto = "float32" if hardware.platform() == "cpu" else "bfloat16"
     return jnp.dtype(auto if config.dtype == "auto" else config.dtype)
 
@@ -312,14 +312,8 @@ class Classifier(nnx.Module):
         """Images [batch, height, width, 3] → logits [batch, classes], float32; drop path and dropout need keys [batch]."""
         feature = self.encoder.pool_tokens(self.encoder(images, keys=keys, train=train))
         if train and self.dropout:
-            feature = drop_channels(feature, rng.stream(keys, "head_dropout"), self.dropout)
+            feature = blocks.dropout(feature, rng.stream(keys, "head_dropout"), self.dropout)
         return self.head(feature).astype(jnp.float32)
-
-
-def drop_channels(features: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
-    """Dropout: channels of features [batch, width] become zero, each by its image's key; the others grow by 1 / (1 - rate)."""
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, features.shape[1:]))(keys)
-    return jnp.where(kept, features / (1.0 - rate), 0)
 
 
 def block_flops(width: int, mlp: int, tokens: int) -> float:

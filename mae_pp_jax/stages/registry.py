@@ -13,6 +13,7 @@ from mae_pp_jax.stages.encoder import EncoderStage
 from mae_pp_jax.stages.linear import LinearStage
 from mae_pp_jax.stages.low_shot import LowShotStage
 from mae_pp_jax.stages.mae import MaeStage
+from mae_pp_jax.stages.text_encoder import TextEncoderStage
 from mae_pp_jax.stages.wsp import WspStage
 
 STAGES: dict[str, type[Stage]] = {
@@ -22,6 +23,7 @@ STAGES: dict[str, type[Stage]] = {
     "linear": LinearStage,
     "low_shot": LowShotStage,
     "encoder": EncoderStage,
+    "text_encoder": TextEncoderStage,
 }
 
 

@@ -84,6 +84,8 @@ def judge(run: storage.Path, config: SuiteConfig, robustness: Callable[[dict], l
     """
     step = checkpoint.find(run, field="--workdir")
     meta = checkpoint.meta(run, step)
+    if "model" not in meta["config"]:
+        raise UserError(f"--workdir: {run} is a run of stage '{meta['config']['stage']}' and holds no image encoder")
     storage.check_writable(run / "suites", "--workdir", folder=True)
     judged, tasks = None, {}
     if set(config.evals) & {"linear", "knn", "low_shot"}:

@@ -15,8 +15,8 @@ from mae_pp_jax.interop import matching, tables, torch_file
 from mae_pp_jax.interop.tensors import Tensor
 
 # 8×8 pixels in 2×2 patches.
-SIZES = dict(D=16, M=64, T=5, N=4, p=4, C=3, H=2, h=8, d=8, m=32, t=5, X=48, E=12, F=10)
-DEPTHS = {"encoder/blocks": 2, "decoder/blocks": 1}
+SIZES = dict(D=16, M=64, T=5, N=4, p=4, C=3, H=2, h=8, d=8, m=32, t=5, X=48, E=12, F=10, V=7, P=9, Y=2)
+DEPTHS = {"encoder/blocks": 2, "decoder/blocks": 1, "text/blocks": 0}
 
 
 @pytest.fixture

@@ -97,7 +97,10 @@ def test_a_published_vision_tower_keeps_its_projection(tmp_path, random_weights,
     convert.import_file(str(tmp_path / "clip.pt"), str(tmp_path / "run"), heads=2)
     report = capsys.readouterr().out
     assert "vision_projection 16×12 → projection/kernel 16×12" in report
-    assert "text_encoder.encoder.transformer.token_embedding.weight 7×10 left: the text tower has no place" in report
+    assert (
+        "text_encoder.encoder.transformer.token_embedding.weight 7×10 left: of the text tower, which --tower=text"
+        in report
+    )
     for key in weights:
         assert f"  {key} " in report
 

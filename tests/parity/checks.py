@@ -21,7 +21,7 @@ LIMIT = 2e-5  # on max |ours - theirs| / max |theirs|; float32 in another order 
 
 def load(run: pathlib.Path):
     """(stage, parameters) of a run."""
-    stage = registry.create(registry.resolve(storage.read_json(run / "config.json")))
+    stage = registry.create(registry.resolve(storage.read_json(run / "config.json"), saved=True))
     step = checkpoint.find(run)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = checkpoint.weights(run, step, average=False)

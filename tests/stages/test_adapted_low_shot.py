@@ -152,7 +152,7 @@ def test_what_is_refused_of_a_run_with_adapters(lora_run, runs, tmp_path, capsys
     again = {**TRAINED, "init_from.run": str(source)}
     refused = {
         "holds a run with another config (adapter.rank: 2 → 4)": ["train", {**again, "adapter.rank": "4"}, folder],
-        "use the same config.model as that run": ["train", {**again, "model.width": "24"}, tmp_path / "new"],
+        "the weights of": ["train", {**again, "model.width": "24"}, tmp_path / "new"],
         "has splits 0 to 1, not 2": ["convert", f"--from={folder}", "--merge=2", f"--to={tmp_path / 'm'}"],
         "has no adapters; only LoRA": ["convert", f"--from={source}", "--merge", f"--to={tmp_path / 'm'}"],
         "has adapters of several models": ["embed", f"--workdir={folder}", f"--images={__file__}", "--out=f.npz"],

@@ -9,7 +9,7 @@ from mae_pp_jax.core import optim
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.core.functional import flatten
 from mae_pp_jax.data.source import Subset
-from mae_pp_jax.models import vit
+from mae_pp_jax.models import blocks
 from tests.conftest import TINY
 from tests.stages.conftest import params_of, recipe, stage_of
 
@@ -91,7 +91,7 @@ def test_evaluation_is_without_regularisation():
 
 def test_dropout_before_the_head_drops_channels_of_each_image_and_keeps_the_mean():
     features, keys = np.ones((400, 50), np.float32), jax.random.split(jax.random.key(0), 400)
-    out = np.asarray(vit.drop_channels(features, keys, 0.2))
+    out = np.asarray(blocks.dropout(features, keys, 0.2))
     assert set(np.unique(out)) == {0.0, np.float32(1 / 0.8)}
     assert out.mean() == pytest.approx(1.0, abs=0.01) and not np.array_equal(out[0], out[1])
     stage, batch = stage_of("classify", head_dropout="0.9", model__drop_path="0"), None
