@@ -24,7 +24,7 @@ Loss = tuple[tuple[jax.Array, jax.Array], jax.Array]  # ((sum, weight), losses [
 
 
 def unit(features: jax.Array) -> jax.Array:
-    """Features [..., width] divided by their length, in float32; zeros stay zero, and no finite number overflows."""
+    """Features [..., width] divided by their length, in float32; zeros stay zero, and nothing below 1e37 overflows."""
     features = features.astype(jnp.float32)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(features), axis=-1, keepdims=True))
     features = features / jnp.where(largest == 0, 1, largest)
