@@ -15,7 +15,7 @@ help:
 	@echo 'make demo DATA=cifar10          the same on any image data set that TFDS names: runs/demo-cifar10/'
 	@echo 'make demo DATA=/path/to/photos  the same on your own folders CLASS/*.jpg: runs/demo-path-to-photos/'
 	@echo 'make test                       the tests; ARGS is handed to pytest: make test ARGS="-k report -x"'
-	@echo 'make parity                     our models against timm, transformers and torchvision, which it installs (CPU builds, about 1 GB)'
+	@echo 'make parity                     our models against timm, transformers, torchvision and open_clip, which it installs (CPU builds, about 1 GB)'
 	@echo 'make clean                      removes .venv and caches; keeps runs/'
 	@echo
 	@echo 'The first demo or test also installs what they need into .venv. PYTHON=/path/to/python chooses another Python.'
@@ -55,7 +55,7 @@ clean:
 # CUDA, so there the exact CPU build is asked for.
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 .venv/.parity: .venv/.ready
-	@echo 'Installing PyTorch (CPU), timm, transformers and torchvision into .venv (once, about 1 GB) ...'
+	@echo 'Installing PyTorch (CPU), timm, transformers, torchvision and open_clip into .venv (once, about 1 GB) ...'
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar=off \
 	  --retries 1 --timeout 30 --extra-index-url https://download.pytorch.org/whl/cpu \
 	  --constraint constraints.txt '$(TORCH)' --editable '.[test,torch]' \

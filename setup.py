@@ -66,7 +66,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "gpu": ["jax[cuda12]>=0.10"],
-        "torch": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "transformers>=4.45"],
+        "torch": ["torch>=2.4", "torchvision>=0.19", "timm>=1.0", "transformers>=4.45", "open_clip_torch>=3.0"],
         "beam": [BEAM],
         "heic": [HEIC],
         "text": TEXT,

@@ -131,24 +131,34 @@ def divides(size: int, axis: str) -> bool:
     return mesh.empty or size % mesh.shape[axis] == 0
 
 
-def on_each_device(function: Callable[[jax.Array], jax.Array], axes: tuple, out_axes: tuple) -> Callable:
-    """`function` applied to every device's own part of an array, for kernels that XLA cannot split by itself.
+def on_each_device(function: Callable, axes: tuple, out_axes: tuple) -> Callable:
+    """`function` applied to every device's own part of arrays, for what XLA cannot split by itself.
 
     Args:
-      function: from one array to one array.
-      axes: of its argument, as in `constrain`.
-      out_axes: of its result, as in `constrain`.
+      function: from one array, or several, to one array, or several in a tuple.
+      axes: of its argument, as in `constrain`; or a tuple with those of each argument.
+      out_axes: the same of what it returns.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    specs = dict(in_specs=_activation_spec(axes), out_specs=_activation_spec(out_axes))
-    return jax.shard_map(function, **specs, check_vma=False)
+    return jax.shard_map(function, in_specs=_specs(axes), out_specs=_specs(out_axes), check_vma=False)
+
+
+def batch_shards() -> int:
+    """Parts that the batch is split into by the mesh in context; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def local_shape(shape: tuple[int, ...], axes: tuple) -> tuple[int, ...]:
     """Shape of one device's part of an activation laid out as `constrain` does."""
     mesh = jax.sharding.get_abstract_mesh()
     return shape if mesh.empty else NamedSharding(mesh, _activation_spec(axes)).shard_shape(shape)
+
+
+def _specs(axes: tuple):
+    several = any(isinstance(entry, tuple) for entry in axes)
+    return tuple(map(_activation_spec, axes)) if several else _activation_spec(axes)
 
 
 def _activation_spec(axes: tuple) -> PartitionSpec:

@@ -165,3 +165,20 @@ def test_an_activation_keeps_its_values_and_lies_as_it_is_told():
     np.testing.assert_array_equal(placed, x)
     np.testing.assert_array_equal(doubled, 2 * x)
     assert placed.addressable_shards[0].data.shape == (2, 4)
+
+
+def test_each_device_gets_its_part_of_several_arrays():
+    mesh, x, y = mesh_of(2, 2, 2), jnp.arange(16.0).reshape(8, 2), jnp.arange(8.0)
+
+    def function(x, y, scale):
+        return scale * x, y + len(x)
+
+    assert partition.batch_shards() == 1  # without a mesh
+    with jax.set_mesh(mesh):
+        assert partition.batch_shards() == 4
+        spread = partition.on_each_device(
+            function, (("batch", "tensor"), ("batch",), ()), (("batch", "tensor"), ("batch",))
+        )
+        scaled, counted = jax.jit(spread)(x, y, 3.0)
+    np.testing.assert_array_equal(scaled, 3 * x)
+    np.testing.assert_array_equal(counted, y + 2)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mae_pp_jax.evaluation import nearest
 from mae_pp_jax.evaluation.probes import knn
 
 
@@ -30,7 +31,8 @@ def by_hand(train, labels, test, test_labels, classes, k, temperature):
 @pytest.mark.parametrize("blocks", [(16384, 1024), (64, 32)])
 def test_votes_are_those_of_the_definition(blocks, monkeypatch):
     """Also where images are compared in many blocks, the last of them not full."""
-    monkeypatch.setattr(knn, "TRAIN_BLOCK", blocks[0])
+    monkeypatch.setattr(nearest, "BASE_BLOCK", blocks[0])
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", blocks[1])
     monkeypatch.setattr(knn, "TEST_BLOCK", blocks[1])
     (train, labels), (test, test_labels) = images(150), images(70, seed=1)
     found = knn.measure(train, labels, test, test_labels, classes=7, ks=(1, 10, 100), temperature=0.07)
@@ -39,11 +41,14 @@ def test_votes_are_those_of_the_definition(blocks, monkeypatch):
     assert 0.3 < found[10]["accuracy"] < 1
 
 
-def test_of_equal_neighbours_the_earlier_one_counts(monkeypatch):
-    monkeypatch.setattr(knn, "TRAIN_BLOCK", 2)
-    similar, found = knn.neighbours(np.ones((6, 3), np.float32), np.ones((2, 3), np.float32), 4)
-    assert found.tolist() == [[0, 1, 2, 3]] * 2
-    np.testing.assert_allclose(similar, 1, rtol=1e-6)
+def test_an_image_that_is_not_finite_is_never_a_hit_and_never_votes():
+    (train, labels), (test, test_labels) = images(60), images(20, seed=1)
+    expected = knn.measure(train, labels, test, test_labels, classes=7, ks=(5,))[5]
+    damaged = np.concatenate([np.full((3, 12), np.nan, np.float32), train])
+    found = knn.measure(damaged, np.r_[0, 1, 2, labels], test, test_labels, classes=7, ks=(5,))[5]
+    assert found == pytest.approx(expected) and expected["accuracy"] > 0.3
+    test = np.full_like(test, np.inf)
+    assert knn.measure(train, labels, test, test_labels * 0, classes=7, ks=(5,))[5]["accuracy"] == 0
 
 
 def test_more_neighbours_than_images_are_refused():
