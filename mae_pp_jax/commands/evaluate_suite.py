@@ -83,6 +83,8 @@ def _robustness(run: storage.Path, sets: dict[str, dict]) -> list[image.Column]:
     overrides = {}
     for name, keys in sets.items():
         for key, value in keys.items():
+            if value in ((), []):  # the default, which cannot be said in text
+                continue
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             overrides[f"evals.{name}.{key}"] = text
     columns = []

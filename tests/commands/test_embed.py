@@ -188,4 +188,4 @@ def test_every_stage_starts_from_imported_weights(imported, name):
 
 def test_an_encoder_alone_is_not_evaluated_or_trained(imported, capsys):
     assert main(["evaluate", f"--workdir={imported}"]) == 2
-    assert "nothing to evaluate" in capsys.readouterr().err
+    assert "without a head to evaluate" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def traces(folder) -> list:
 
 
 def test_a_run_that_is_preempted_while_profiled_closes_the_profiler(tmp_path, monkeypatch):
-    compile_step = program_lib.Program.compile
+    compile_step = program_lib.Program.compile_to_run
 
     def compiled(self):
         update = compile_step(self)
@@ -35,7 +35,7 @@ def test_a_run_that_is_preempted_while_profiled_closes_the_profiler(tmp_path, mo
         return step
 
     with monkeypatch.context() as patched:
-        patched.setattr(program_lib.Program, "compile", compiled)
+        patched.setattr(program_lib.Program, "compile_to_run", compiled)
         assert run(tmp_path / "one") == 75
     assert run(tmp_path / "two") == 0
     assert traces(tmp_path / "one") and traces(tmp_path / "two")

@@ -29,7 +29,7 @@ def built(name, cls, pool, size):
     mapping = dict(stage=name, model=model, declared=dict(classes=3, records=10, hashtags=3), global_batch=10)
     if name == "mae":
         mapping["mae"] = dict(decoder_width=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.5)
-    config = registry.resolve(mapping | dict(train_for="1 steps"))
+    config = registry.resolve(mapping | dict(train_for="1 steps"), saved=True)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=size))
     made = registry.create(config)
     return made, flatten(jax.eval_shape(made.init, jax.random.key(0)))
