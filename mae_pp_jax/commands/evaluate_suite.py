@@ -1,9 +1,10 @@
 """`evaluate --suite`: judges checkpoints by a suite of tasks and writes one table of them."""
 
+import functools
 import logging
 
 from mae_pp_jax.commands import runs
-from mae_pp_jax.commands.evaluate import evaluate
+from mae_pp_jax.commands.measuring import evaluate
 from mae_pp_jax.core import checkpoint, hardware, hosts, storage
 from mae_pp_jax.core import config as config_lib
 from mae_pp_jax.core.errors import UserError
@@ -60,13 +61,15 @@ def evaluate_suite(
     folders = [runs.locate(workdir, "--workdir") for workdir in workdirs]
     for run in folders:
         checkpoint.find(run, field="--workdir")
-    folder = storage.path(out, "--out") if out else runs.results(workdirs[0], folders[0]) / "suites"
+    places = [runs.results(workdir, run) for workdir, run in zip(workdirs, folders, strict=True)]
+    folder = storage.path(out, "--out") if out else places[0] / "suites"
     storage.check_writable(folder, "--out" if out else "--workdir", folder=True)
     configs = [image.config_for(run, stated, overrides) for run in folders]  # all, before any work
     results = []
-    for run, config in zip(folders, configs, strict=True):
+    for run, config, place in zip(folders, configs, places, strict=True):
         log.info("judging %s", run)
-        results.append(image.judge(run, config, lambda sets, run=run: _robustness(run, sets)))
+        robustness = functools.partial(_robustness, run, place)
+        results.append(image.judge(run, config, robustness, place=place))
     table = suite_table.build(results, published.beside(results))
     content = dict(suite="image", results=results, table=table)
     storage.make_folder(folder)
@@ -77,7 +80,7 @@ def evaluate_suite(
     return content
 
 
-def _robustness(run: storage.Path, sets: dict[str, dict]) -> list[image.Column]:
+def _robustness(run: storage.Path, place: storage.Path, sets: dict[str, dict]) -> list[image.Column]:
     """A classifier on the evaluation sets of its own config and on `sets` (name → keys); absent ones are said."""
     own = storage.read_json(run / "config.json").get("evals", {"test": {}})
     overrides = {}
@@ -90,7 +93,7 @@ def _robustness(run: storage.Path, sets: dict[str, dict]) -> list[image.Column]:
     columns = []
     for name in dict.fromkeys((*own, *sets)):
         try:
-            found = evaluate(str(run), [name], overrides)
+            found = evaluate(str(run), [name], overrides, out=str(place))
         except UserError as error:
             if name in sets:
                 raise

@@ -7,7 +7,7 @@ import logging
 import jax
 import numpy as np
 
-from mae_pp_jax.commands import evaluate
+from mae_pp_jax.commands import measuring
 from mae_pp_jax.core import hosts, partition, storage
 from mae_pp_jax.core.errors import UserError
 from mae_pp_jax.reporting import mistakes as page
@@ -46,7 +46,7 @@ def mistakes(
     if hosts.count() > 1:
         raise UserError("--mistakes: needs a command of one process; start it on one host")
     storage.check_writable(target, "--mistakes")
-    _, run = evaluate.opened(workdir, overrides)
+    _, run = measuring.opened(workdir, overrides)
     stage = run.stage
     if "label" not in getattr(stage, "targets", dict)():
         raise UserError(

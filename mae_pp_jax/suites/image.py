@@ -67,13 +67,20 @@ def config_for(run: storage.Path, mapping: Mapping, overrides: dict[str, str] | 
     return suite_config.for_run(own, bool(meta["dataset"]), str(run), mapping, overrides)
 
 
-def judge(run: storage.Path, config: SuiteConfig, robustness: Callable[[dict], list[Column]] | None = None) -> dict:
+def judge(
+    run: storage.Path,
+    config: SuiteConfig,
+    robustness: Callable[[dict], list[Column]] | None = None,
+    *,
+    place: storage.Path | None = None,
+) -> dict:
     """Measures a run's newest checkpoint.
 
     Args:
       run: folder of the run.
       config: what is measured.
       robustness: measures a classifier on its evaluation sets and those of `config.robustness`; None: left out.
+      place: folder in which features and results of tasks are kept; None: the run's.
 
     Returns:
       `run`, `step`, `stage`, `model`, `dataset`, `columns` (a list of `Column`), `seconds` of each task.
@@ -86,15 +93,16 @@ def judge(run: storage.Path, config: SuiteConfig, robustness: Callable[[dict], l
     meta = checkpoint.meta(run, step)
     if "model" not in meta["config"]:
         raise UserError(f"--workdir: {run} is a run of stage '{meta['config']['stage']}' and holds no image encoder")
-    storage.check_writable(run / "suites", "--workdir", folder=True)
+    place = place or run
+    storage.check_writable(place / "suites", "--workdir", folder=True)
     judged, tasks = None, {}
     if set(config.evals) & {"linear", "knn", "low_shot"}:
-        judged = _judged(run, step, meta, config)
+        judged = _judged(run, step, meta, config, place)
         tasks = _tasks(judged, config)
     columns, seconds = [], {}
     for name, (settings, measure) in tasks.items():
         key = dict(task=name, version=VERSION, features=judged.mark, seed=config.seed, settings=settings)
-        columns += _once(run, step, key, measure, seconds)
+        columns += _once(place, step, key, measure, seconds)
     if "robustness" in config.evals and robustness is not None:
         if meta["config"]["stage"] == "classify":
             sets = dataclasses.asdict(config)["robustness"]
@@ -114,7 +122,7 @@ def judge(run: storage.Path, config: SuiteConfig, robustness: Callable[[dict], l
     )
 
 
-def _judged(run: storage.Path, step: int, meta: dict, config: SuiteConfig) -> Judged:
+def _judged(run: storage.Path, step: int, meta: dict, config: SuiteConfig, place: storage.Path) -> Judged:
     """Opens the data and gets the features of both parts of it."""
     data = config.data.opened()
     train_source = open_source(data, data.train_split)
@@ -132,7 +140,7 @@ def _judged(run: storage.Path, step: int, meta: dict, config: SuiteConfig) -> Ju
         max_unreadable=config.data.max_unreadable,
     )
     mesh = partition.make_mesh(MeshConfig(rules="replicate"))
-    of = functools.partial(feature_sets.of, run, step, config=config.test, how=how, mesh=mesh)
+    of = functools.partial(feature_sets.of, run, step, config=config.test, how=how, mesh=mesh, place=place)
     train, test = of(source=train_source, name="train"), of(source=test_source, name="test")
     for name, found in (("train", train), ("test", test)):
         if found.unreadable or found.unlabelled:
@@ -183,11 +191,11 @@ def _check_shots(judged: Judged, config: LowShotConfig) -> None:
 
 
 def _once(
-    run: storage.Path, step: int, key: dict, measure: Callable[[], list[Column]], seconds: dict[str, float]
+    place: storage.Path, step: int, key: dict, measure: Callable[[], list[Column]], seconds: dict[str, float]
 ) -> list[Column]:
     """What a task found, measured now unless it has been before; `seconds` gets how long it took."""
     task, mark = key["task"], hashlib.sha256(storage.json_text(key).encode()).hexdigest()[:8]
-    file = run / "suites" / f"{task}_{step}_{mark}.json"
+    file = place / "suites" / f"{task}_{step}_{mark}.json"
     if storage.is_file(file):
         found = storage.read_json(file)
     else:
@@ -196,7 +204,7 @@ def _once(
         found = dict(key, columns=columns, seconds=time.monotonic() - began, revision=run_folder.code_revision())
         storage.make_folder(file.parent)
         storage.write_json(file, found)
-        log.info("%s: %s", run, "; ".join(f"{c['task']} {np.mean(c['values']['accuracy']):.4f}" for c in columns))
+        log.info("%s: %s", place, "; ".join(f"{c['task']} {np.mean(c['values']['accuracy']):.4f}" for c in columns))
     seconds[task] = found["seconds"]
     return found["columns"]
 

@@ -60,33 +60,38 @@ def expected(run, files):
 WIDTH = 16
 
 
-def encoder_file(folder):
-    """Writes the weights of an encoder for digits, 8×8 pixels in patches of 4, width 16, as timm has them."""
-    rng = np.random.default_rng(0)
+def timm_shapes(width, patch, tokens, blocks):
+    """Key → shape of the weights of an encoder with a class token, as timm has them."""
     shapes = {
-        "patch_embed.proj.weight": (WIDTH, 3, 4, 4),
-        "patch_embed.proj.bias": (WIDTH,),
-        "pos_embed": (1, 5, WIDTH),
-        "cls_token": (1, 1, WIDTH),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "pos_embed": (1, tokens, width),
+        "cls_token": (1, 1, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
     }
-    for i in range(2):
+    for i in range(blocks):
         for name, shape in {
-            "norm1.weight": (WIDTH,),
-            "norm1.bias": (WIDTH,),
-            "norm2.weight": (WIDTH,),
-            "norm2.bias": (WIDTH,),
-            "attn.qkv.weight": (3 * WIDTH, WIDTH),
-            "attn.qkv.bias": (3 * WIDTH,),
-            "attn.proj.weight": (WIDTH, WIDTH),
-            "attn.proj.bias": (WIDTH,),
-            "mlp.fc1.weight": (4 * WIDTH, WIDTH),
-            "mlp.fc1.bias": (4 * WIDTH,),
-            "mlp.fc2.weight": (WIDTH, 4 * WIDTH),
-            "mlp.fc2.bias": (WIDTH,),
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "mlp.fc1.weight": (4 * width, width),
+            "mlp.fc1.bias": (4 * width,),
+            "mlp.fc2.weight": (width, 4 * width),
+            "mlp.fc2.bias": (width,),
         }.items():
             shapes[f"blocks.{i}.{name}"] = shape
+    return shapes
+
+
+def encoder_file(folder):
+    """Writes the weights of an encoder for digits, 8×8 pixels in patches of 4, width 16, as timm has them."""
+    rng, shapes = np.random.default_rng(0), timm_shapes(WIDTH, patch=4, tokens=5, blocks=2)
     weights = {key: rng.normal(size=shape).astype(np.float32) * 0.3 for key, shape in shapes.items()}
     save_file(weights, folder / "vit.safetensors")
     return folder / "vit.safetensors"

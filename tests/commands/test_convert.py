@@ -17,6 +17,7 @@ from mae_pp_jax.__main__ import main
 from mae_pp_jax.commands import convert
 from mae_pp_jax.core import storage
 from mae_pp_jax.core.errors import UserError
+from tests.commands.conftest import timm_shapes
 from tests.conftest import ROOT, environment
 
 STORED = ROOT / "tests" / "parity" / "stored"
@@ -102,30 +103,7 @@ def peak_kib(pid: int) -> int:
 def test_big_files_need_little_memory_and_a_kill_leaves_no_half_run(tmp_path):
     """2 GiB of float32 in blocks of 200 MiB: well below 2 GiB of memory, measured from outside."""
     width, blocks = 2048, 10
-    shapes = {
-        "patch_embed.proj.weight": (width, 3, 14, 14),
-        "patch_embed.proj.bias": (width,),
-        "pos_embed": (1, 257, width),
-        "cls_token": (1, 1, width),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    for i in range(blocks):
-        for name, shape in {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.qkv.bias": (3 * width,),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "mlp.fc1.weight": (4 * width, width),
-            "mlp.fc1.bias": (4 * width,),
-            "mlp.fc2.weight": (width, 4 * width),
-            "mlp.fc2.bias": (width,),
-        }.items():
-            shapes[f"blocks.{i}.{name}"] = shape
+    shapes = timm_shapes(width, patch=14, tokens=257, blocks=blocks)
     rng = np.random.default_rng(0)
     save_file({key: rng.random(shape, np.float32) for key, shape in shapes.items()}, tmp_path / "big.safetensors")
     command = [sys.executable, "-m", "mae_pp_jax", "convert", f"--from={tmp_path / 'big.safetensors'}"]

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import threading
 
+import cv2
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -272,3 +273,20 @@ def test_a_release_says_beforehand_what_its_file_will(name, format, groups, size
 def test_names_of_another_family_are_paths():
     with pytest.raises(UserError, match="holds no checkpoint"):
         runs.resolved(dict(stage="linear", init_from=dict(run="other:vit_b16")))
+
+
+def test_a_suite_judges_a_name_on_grey_pictures_and_leaves_the_cache_as_it_is(release, cache, tmp_path, capsys):
+    data = tmp_path / "grey"
+    for shade, name in enumerate(("dark", "light")):
+        (data / name).mkdir(parents=True)
+        for i in range(10):
+            cv2.imwrite(str(data / name / f"{i}.png"), np.full((8, 8), 100 * shade + 5 * i, np.uint8))
+    run = runs.locate(release, "--workdir")
+    before = sorted(path.relative_to(cache) for path in cache.rglob("*"))
+    arguments = ["--evals=knn,low_shot", "--config.low_shot.shots=1", "--config.knn.neighbours=2"]
+    assert main(["evaluate", "--suite=image", f"--workdir={release}", f"--data={data}", *arguments]) == 0
+    table = capsys.readouterr().out
+    assert "2-NN" in table and "1-shot" in table
+    assert sorted(path.relative_to(cache) for path in cache.rglob("*")) == before
+    kept = pathlib.Path(runs.results(release, run))
+    assert (kept / "suites" / "image.json").is_file() and len(list((kept / "features").glob("*.npy"))) == 2

@@ -76,18 +76,27 @@ class How:
 
 
 def of(
-    run: storage.Path, step: int, source: fields.Source, config: EvalConfig, how: How, *, name: str, mesh
+    run: storage.Path,
+    step: int,
+    source: fields.Source,
+    config: EvalConfig,
+    how: How,
+    *,
+    name: str,
+    mesh,
+    place: storage.Path | None = None,
 ) -> FeatureSet:
     """Features of all labelled records of a source, from the file or computed now.
 
     Args:
-      run: folder of the run; its features are kept there.
+      run: folder of the run.
       step: its checkpoint.
       source: the records, with labels.
       config: of the set, its transform.
       how: pooling and size.
       name: of the set, in file names and messages.
       mesh: the device mesh; one process.
+      place: folder in which features are kept, in `features/`; None: the run's.
 
     Raises:
       UserError: no encoder, labels, space, or a pooling or size that does not fit.
@@ -105,7 +114,7 @@ def of(
         dtype=how.dtype,
     )
     mark = hashlib.sha256(storage.json_text(made).encode()).hexdigest()[:16]
-    stem = run / "features" / f"{name}_{step}_{mark[:8]}"
+    stem = (place or run) / "features" / f"{name}_{step}_{mark[:8]}"
     rows, facts = _stored(stem) or _computed(stem, made, run, source, config, how, name, mesh)
     readable = np.ones(len(source), bool)
     readable[facts["unreadable"]] = False
