@@ -100,7 +100,7 @@ def test_draws_are_those_of_the_stage_and_more_of_them_change_none(judged, mae_r
     stage = stage_of("low_shot", shots="2", splits="3", global_batch="48", seed="5", data__cache="none")
     run = storage.path(mae_run)
     config = image.config_for(run, {}, {**SMALL, "seed": "5", "low_shot.splits": "4"})
-    own = image._judged(run, checkpoint.find(run), checkpoint.meta(run, checkpoint.find(run)), config)
+    own = image._judged(run, checkpoint.find(run), checkpoint.meta(run, checkpoint.find(run)), config, run)
     splits = list(image._splits(own, config.low_shot, 2, 5))
     assert len(splits) == 4
     for subset, (rows, others) in zip(stage.subsets, splits, strict=False):
@@ -122,7 +122,7 @@ def test_splits_are_read_from_files(judged, mae_run, tmp_path):
 
 def _of(run, keys):
     step = checkpoint.find(run)
-    return image._judged(run, step, checkpoint.meta(run, step), image.config_for(run, {}, keys))
+    return image._judged(run, step, checkpoint.meta(run, step), image.config_for(run, {}, keys), run)
 
 
 @pytest.mark.parametrize(
